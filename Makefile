@@ -1,0 +1,31 @@
+# make demo | test | venv | clean. The only requirement is Python 3.11.
+PYTHON ?= python3
+# TORCH=torch==2.13.0 is the CPU build on most indexes; pass your CUDA build's requirement instead.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: venv demo test lint clean
+
+venv: .venv/ready
+
+.venv/ready: .ci/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -r .ci/requirements.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: venv
+	$(BIN)/hybridiff demo --out demo
+
+lint: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv demo build dist *.egg-info

@@ -1,0 +1,35 @@
+"""One classifier-free-guided diffusion picture on several GPUs, on an unmodified pipeline.
+
+Public names are imported when they are first used, so that a worker, which needs neither diffusers
+nor the tracer, starts fast and stays small.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridiff_compile.api import Model as Model
+    from hybridiff_compile.api import optimize as optimize
+    from hybridiff_compile.errors import HybridiffError as HybridiffError
+    from hybridiff_compile.ir import Phase as Phase
+    from hybridiff_compile.runtime.report import RunReport as RunReport
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Model": "api",
+    "optimize": "api",
+    "HybridiffError": "errors",
+    "Phase": "ir",
+    "RunReport": "runtime.report",
+}
+
+__all__ = ["HybridiffError", "Model", "Phase", "RunReport", "__version__", "optimize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,1 @@
+"""What the measurements run on: scenes drawn in code, and the small embedded pipelines."""

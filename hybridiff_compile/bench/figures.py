@@ -1,0 +1,136 @@
+"""The one vocabulary of figures: what every command writes with `--json`, and reads back."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+Mode = Literal["one-device", "one-device-apart", "exact", "paper"]
+PhaseName = Literal["serial", "pipelined"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Record(BaseModel):
+    # A figure that is not a number was not measured, and a key that nobody knows is a slip.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Environment(_Record):
+    """What the figures were measured on; nothing in it names the machine or a person."""
+
+    python: str
+    torch: str
+    diffusers: str
+    os: str
+    cpu: str
+    cpu_count: PositiveInt
+    threads_per_rank: PositiveInt
+
+
+class Row(_Record):
+    """One mode of one pipeline; a key that was not measured is None and is not written.
+
+    Attributes:
+        command, model, scheduler, steps, guidance_scale, height, width, batch, dtype: what was run.
+        mode: `one-device` is the pipeline as it is (batched call); `one-device-apart` runs the
+            branches one after the other and is the reference for `max_abs_error` and `psnr_db`.
+        backend: how a rank's programs were run.
+        tau1, k: first pipelined step and number of them, as used.
+        steps_by_phase: number of steps that lie in each phase.
+        seconds, seconds_p90: one picture, median and 90th percentile of `runs` after warm-up.
+        speedup: seconds of `one-device` in the same run / seconds.
+        step_ms_by_phase: median, driver's clock.
+        max_abs_error: largest difference of the final latents, over all pictures.
+        psnr_db: mean over pictures; an identical picture counts as 100.
+        prompts_right: share of `prompts` whose picture shows what was asked for.
+        bytes_sent: by all ranks, for one picture.
+    """
+
+    command: str
+    model: str
+    mode: Mode
+    scheduler: str | None = None
+    steps: PositiveInt | None = None
+    guidance_scale: float | None = None
+    height: PositiveInt | None = None
+    width: PositiveInt | None = None
+    batch: PositiveInt | None = None
+    dtype: str | None = None
+    backend: Literal["eager"] | None = None
+    tau1: NonNegativeInt | None = None
+    k: PositiveInt | None = None
+    steps_by_phase: dict[PhaseName, NonNegativeInt] | None = None
+    seconds: NonNegativeFloat | None = None
+    seconds_p90: NonNegativeFloat | None = None
+    runs: PositiveInt | None = None
+    speedup: NonNegativeFloat | None = None
+    step_ms_by_phase: dict[PhaseName, NonNegativeFloat] | None = None
+    max_abs_error: NonNegativeFloat | None = None
+    psnr_db: float | None = None
+    prompts_right: Share | None = None
+    prompts: PositiveInt | None = None
+    bytes_sent: NonNegativeInt | None = None
+
+
+class Figures(_Record):
+    """A file of figures."""
+
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    environment: Environment
+    rows: tuple[Row, ...]
+
+
+def environment(threads_per_rank: int) -> Environment:
+    """Describe the machine and the software that figures are being measured on."""
+    return Environment(
+        python=platform.python_version(),
+        torch=version("torch"),
+        diffusers=version("diffusers"),
+        os=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_name(),
+        cpu_count=_cpu_count(),
+        threads_per_rank=threads_per_rank,
+    )
+
+
+def write(path: Path, rows: Sequence[Row], where: Environment) -> None:
+    """Write a file of figures; a reader never sees half of one."""
+    text = Figures(environment=where, rows=tuple(rows)).model_dump_json(indent=2, exclude_none=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read(path: Path) -> Figures:
+    """Read a file of figures.
+
+    Raises:
+        pydantic.ValidationError: the file holds an unknown key or a value out of its range.
+    """
+    return Figures.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_count() -> int:
+    # The cores that this process may use, where the system tells: a container has fewer.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,93 @@
+"""The models that measurements run on: two trained embedded pipelines, one of SDXL's shape."""
+
+# diffusers exports its names lazily, which pyright does not see.
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+NAMES = ("tiny-sdxl", "tiny-sd3", "sdxl-small")
+
+_CALL_SETTINGS: dict[str, dict[str, Any]] = {
+    "tiny-sdxl": {"height": 64, "width": 64, "guidance_scale": 5.0},
+    # Without a third encoder the pipeline appends that many rows of zeros to the text: the trained
+    # number, where the pipeline's default of 256 costs nearly three times the compute.
+    "tiny-sd3": {"height": 64, "width": 64, "guidance_scale": 5.0, "max_sequence_length": 16},
+    "sdxl-small": {"height": 128, "width": 128, "guidance_scale": 5.0},
+}
+
+
+def load(name: str) -> DiffusionPipeline:
+    """Load one of NAMES, on the CPU in fp32, offline."""
+    _known(name)
+    folder = ASSETS / ("tiny-sdxl" if name == "sdxl-small" else name)
+    # diffusers takes an absent third encoder of SD3 only when it is told so.
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if name == "tiny-sd3" else {}
+    with _quiet():
+        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **absent)
+    return _with_large_unet(pipe) if name == "sdxl-small" else pipe
+
+
+def call_settings(name: str) -> dict[str, Any]:
+    """The keywords of a pipeline call that the model was trained for (a new dict each time)."""
+    _known(name)
+    return dict(_CALL_SETTINGS[name])
+
+
+def _known(name: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"unknown model {name!r}: it is one of {', '.join(NAMES)}")
+
+
+def _with_large_unet(pipe: Any) -> DiffusionPipeline:
+    """Swap in a UNet of SDXL's shape at a fifth of its width, with seeded random weights."""
+    trained = pipe.unet.config
+    from_the_text = (
+        "cross_attention_dim",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+    )
+    shape: dict[str, Any] = {
+        "sample_size": 32,
+        "block_out_channels": (64, 128, 256),
+        "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (1, 2, 4),  # heads 64 wide, as in SDXL
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        **{key: trained[key] for key in from_the_text},
+    }
+    # The same weights in every process, and the caller's random state left as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(20)
+        unet = UNet2DConditionModel(**shape)
+    pipe.register_modules(unet=unet.eval())
+    pipe.default_sample_size = 32
+    return pipe
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Switch the loading bars off, and back on if they were on."""
+    loggers = (diffusers_logging, transformers_logging)
+    shown = [logger.is_progress_bar_enabled() for logger in loggers]
+    for logger in loggers:
+        logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, on in zip(loggers, shown, strict=True):
+            if on:
+                logger.enable_progress_bar()

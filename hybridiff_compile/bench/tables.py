@@ -1,0 +1,116 @@
+"""Rows of figures as a table, for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import get_args
+
+from rich import box
+from rich.table import Table
+
+from hybridiff_compile.bench.figures import PhaseName, Row
+
+_NOT_MEASURED = "-"
+_PHASES = "serial /\npipelined"
+#: A terminal that is narrower had better wrap the lines than cut the figures.
+WIDTH = 110
+
+
+def terminal_tables(rows: Sequence[Row]) -> list[Table]:
+    """One table for each model, in the order of the rows."""
+    return [_terminal_table(list(group)) for _, group in groupby(rows, key=lambda row: row.model)]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """All rows as one Markdown table, the model in the first column."""
+    heads = ["model", *(" ".join(f"{head} {unit}".split()) for head, unit, _ in _COLUMNS)]
+    lines = [heads, ["---", "---", *(["---:"] * (len(heads) - 2))]]
+    lines += [[row.model, *_cells(row)] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def batching(rows: Iterable[Row]) -> float | None:
+    """T(2B)/T(B) on one device: what exact could reach at best, all else being free.
+
+    A step of `one-device` is one call of both branches, one of `one-device-apart` is two calls.
+    """
+    step = {row.mode: (row.step_ms_by_phase or {}).get("serial") for row in rows}
+    together, apart = step.get("one-device"), step.get("one-device-apart")
+    return 2 * together / apart if together and apart else None
+
+
+def _terminal_table(rows: Sequence[Row]) -> Table:
+    table = Table(
+        title=_title(rows[0]),
+        caption=_caption(rows),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        show_edge=False,
+        pad_edge=False,
+    )
+    for head, unit, _ in _COLUMNS:
+        table.add_column(
+            f"{head}\n{unit}", justify="left" if head == "mode" else "right", no_wrap=True
+        )
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _title(row: Row) -> str:
+    parts = [
+        row.model,
+        row.scheduler,
+        f"{row.steps} steps" if row.steps else None,
+        f"guidance {row.guidance_scale:g}" if row.guidance_scale is not None else None,
+        f"{row.width} x {row.height}" if row.width and row.height else None,
+        f"median of {row.runs} pictures" if row.runs else None,
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _caption(rows: Sequence[Row]) -> str | None:
+    bound = batching(rows)
+    if bound is None:
+        return None
+    return f"T(2B)/T(B) = {bound:.2f}: the most that exact can gain on this device."
+
+
+def _cells(row: Row) -> list[str]:
+    return [cell(row) for _, _, cell in _COLUMNS]
+
+
+def _number(value: float | None, form: str, scale: float = 1) -> str:
+    return _NOT_MEASURED if value is None else format(value * scale, form)
+
+
+def _by_phase(values: Mapping[PhaseName, float] | None, form: str) -> str:
+    shown = [format(values[p], form) for p in get_args(PhaseName) if values and values.get(p)]
+    return " / ".join(shown) or _NOT_MEASURED
+
+
+def _right(row: Row) -> str:
+    if row.prompts_right is None or row.prompts is None:
+        return _NOT_MEASURED
+    return f"{round(row.prompts_right * row.prompts)} of {row.prompts}"
+
+
+def _error(row: Row) -> str:
+    return "0" if row.max_abs_error == 0 else _number(row.max_abs_error, ".1e")
+
+
+#: Head, unit, text of the cell.
+_COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
+    ("mode", "", lambda row: row.mode),
+    ("picture", "s", lambda row: _number(row.seconds, ".2f")),
+    ("speed-up", "", lambda row: _number(row.speedup, ".2f")),
+    ("step ms", _PHASES, lambda row: _by_phase(row.step_ms_by_phase, ".1f")),
+    ("steps", _PHASES, lambda row: _by_phase(row.steps_by_phase, "d")),
+    ("PSNR", "dB", lambda row: _number(row.psnr_db, ".1f")),
+    ("max error", "", _error),
+    ("sent", "MB", lambda row: _number(row.bytes_sent, ".2f", 1e-6)),
+    ("right", "", _right),
+)

@@ -1,0 +1,1 @@
+"""From a pipeline's own denoiser call to a step program."""

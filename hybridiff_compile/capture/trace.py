@@ -1,0 +1,205 @@
+"""Export the denoiser once, at branch batch, and build the step program around it."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from hybridiff_compile.capture.call import DenoiserCall, only_tensor
+from hybridiff_compile.errors import CaptureError
+from hybridiff_compile.ir import (
+    BRANCHES,
+    Level,
+    Phase,
+    RankContract,
+    StepProgram,
+    clone,
+    output_node,
+)
+
+# How far the branches, put together, may be from the batched call: kernels differ between batch
+# sizes, so this bounds rounding, not meaning. Relative to the largest value.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured step.
+
+    Attributes:
+        program: one graph `(sample, e_u..., e_c...) -> prediction[2B, ...]`.
+        shared: names of the tensor arguments that both branches have in common (the noisy picture
+            and what is not batched); of every other one each branch has its own, `<name>_u` and
+            `<name>_c`.
+        spec: the tree around the prediction that the pipeline expects.
+    """
+
+    program: StepProgram
+    shared: tuple[str, ...]
+    spec: pytree.TreeSpec
+
+    def inputs(self, call: DenoiserCall) -> dict[str, torch.Tensor]:
+        """The program's inputs, by name, for one call of the captured signature."""
+        values = {}
+        for branch, index in zip(BRANCHES, range(len(BRANCHES)), strict=True):
+            for name, tensor in call.branch(index).tensors().items():
+                values[name if name in self.shared else f"{name}_{branch}"] = tensor
+        return values
+
+
+def capture(denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any]) -> Captured:
+    """Trace a denoiser from a pipeline's own call.
+
+    Args:
+        denoiser: the module, with its own forward in place.
+        call: a guided call, `[uncond, cond]` in one batch of 2B.
+        batched: runs the call as the pipeline made it, for the comparison with the branches.
+
+    Raises:
+        CaptureError: it cannot be exported, or its branches do not add up to the batched call.
+    """
+    name = type(denoiser).__name__
+    expected, spec = only_tensor(batched(), name)
+    traced = _export(denoiser, call.branch(0))
+    captured = Captured(_step_program(traced, call), _shared(call), spec)
+    (step,) = captured.program.graphs
+    with torch.no_grad():
+        result = step(*(v for v in _ordered(captured, call)))["prediction"]
+    if result.shape != expected.shape:
+        raise _mismatch(name, f"shapes {tuple(result.shape)} and {tuple(expected.shape)}")
+    error = ((result - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
+    if not error <= _TOLERANCE.get(expected.dtype, 1e-3):
+        raise _mismatch(name, f"a relative difference of {error:.2e}")
+    gc.collect()
+    return captured
+
+
+def _ordered(captured: Captured, call: DenoiserCall) -> list[torch.Tensor]:
+    values = captured.inputs(call)
+    return [values[name] for name in captured.program.contracts[0].inputs]
+
+
+def _mismatch(name: str, what: str) -> CaptureError:
+    return CaptureError(
+        f"the branches of {name}, computed apart, give {what} to its batched call: the batch is "
+        "not [uncond, cond], or its rows depend on each other. Use gpus=1 for this pipeline."
+    )
+
+
+def _shared(call: DenoiserCall) -> tuple[str, ...]:
+    tensors = call.tensors()
+    noisy = next(iter(tensors))
+    doubled = tensors[noisy].shape[0]
+    unbatched = [n for n, t in tensors.items() if t.dim() == 0 or t.shape[0] != doubled]
+    return (noisy, *(n for n in unbatched if n != noisy))
+
+
+def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
+    """Export to a plain graph module `(tensor arguments that are read) -> prediction`."""
+    positional, keyword = call.arguments
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(
+                denoiser, tuple(positional.values()), keyword, strict=False
+            )
+        module = exported.module(check_guards=False)
+    except Exception as e:
+        raise CaptureError(_explain(denoiser, e)) from e
+    assert isinstance(module, fx.GraphModule)
+    graph = module.graph
+    graph.set_codegen(CodeGen())
+    _drop_idle(graph)
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    for node, name, leaf in zip(placeholders, call.names, call.leaves, strict=True):
+        if not node.users:
+            graph.erase_node(node)
+        elif isinstance(leaf, torch.Tensor):
+            _rename(node, name)
+    output_node(graph).args = (_prediction(graph),)
+    # Copied, because an exported graph remembers a tracer that cannot be pickled for a worker.
+    return clone(fx.GraphModule(module, graph, class_name="Denoiser"))
+
+
+def _drop_idle(graph: fx.Graph) -> None:
+    """Erase what only costs Python: checks of the tracer's own, and dropout in eval mode."""
+    for node in reversed(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+        elif node.target is torch.ops.aten.dropout.default and not node.args[2]:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _prediction(graph: fx.Graph) -> fx.Node:
+    """The node of the one value that an exported graph returns."""
+    return pytree.tree_leaves(output_node(graph).args[0])[0]
+
+
+def _rename(node: fx.Node, name: str) -> None:
+    node.target = name
+    node.name = name
+
+
+def _explain(denoiser: nn.Module, error: Exception) -> str:
+    """Say which line of the model stopped the export, and what to do."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if "/torch/" not in f.filename and "hybridiff_compile" not in f.filename
+    ]
+    where = f" at {frames[-1].name} ({frames[-1].line})" if frames else ""
+    return (
+        f"{type(denoiser).__name__} cannot be exported{where}: {type(error).__name__}: "
+        f"{' '.join(lines[:2])[:400]} - make that line free of decisions on tensor values, "
+        "or use gpus=1, which needs no export."
+    )
+
+
+def _step_program(denoiser: fx.GraphModule, call: DenoiserCall) -> StepProgram:
+    """Write the small graph: one denoiser call a branch, then the batch the pipeline expects."""
+    shared = _shared(call)
+    values = {n.name: n.meta["val"] for n in denoiser.graph.nodes if n.op == "placeholder"}
+    graph = fx.Graph()
+    inputs: dict[str, fx.Node] = {}
+
+    def placeholder(name: str, value: torch.Tensor) -> fx.Node:
+        if name not in inputs:
+            inputs[name] = graph.placeholder(name)
+            inputs[name].meta = {"val": value}
+        return inputs[name]
+
+    args = {
+        branch: tuple(
+            placeholder(name if name in shared else f"{name}_{branch}", value)
+            for name, value in values.items()
+        )
+        for branch in BRANCHES
+    }
+    eps = []
+    for branch in BRANCHES:
+        node = graph.create_node("call_module", "denoiser", args[branch], name=f"eps_{branch}")
+        node.meta = {"val": _prediction(denoiser.graph).meta["val"], "branch": branch}
+        eps.append(node)
+    prediction = graph.call_function(torch.cat, (eps,))
+    both = eps[0].meta["val"]
+    prediction.meta = {"val": both.new_empty((len(eps) * both.shape[0], *both.shape[1:]))}
+    graph.output({"prediction": prediction})
+    root = nn.Module()
+    root.add_module("denoiser", denoiser)
+    parameters = {str(n.target) for n in denoiser.graph.nodes if n.op == "get_attr"}
+    return StepProgram(
+        phase=Phase.SERIAL,
+        level=Level.CAPTURED,
+        graphs=(fx.GraphModule(root, graph, class_name="Step"),),
+        contracts=(RankContract(inputs=tuple(inputs), results=("prediction",)),),
+        parameters=frozenset(parameters),
+    )

@@ -1,0 +1,130 @@
+"""Frozen settings: what `optimize` was asked for, and what a run of T steps makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from hybridiff_compile.errors import ConfigError
+
+Mode = Literal["exact", "paper"]
+Backend = Literal["eager"]
+
+#: The number of steps that the paper's constants are given for (App. G).
+PAPER_STEPS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchSettings:
+    """When the paper's mode pipelines (Sec. 4.3); steps are counted from 0.
+
+    Attributes:
+        L_slope: lag L of the slope G_i, in steps.
+        eps_slope: threshold g of the slope, discrepancy per step.
+        k: number of pipelined steps, tau2 = tau1 + k (Eq. 3).
+        tau_cap: latest first pipelined step.
+        tau1: first pipelined step when forced; None lets the discrepancy decide.
+    """
+
+    L_slope: int
+    eps_slope: float
+    k: int
+    tau_cap: int
+    tau1: int | None = None
+
+    def scaled(self, steps: int) -> SwitchSettings:
+        """Return the same schedule for a run of `steps` steps instead of 50."""
+
+        def scale(count: int) -> int:
+            return max(1, round(count * steps / PAPER_STEPS))
+
+        return SwitchSettings(
+            L_slope=scale(self.L_slope),
+            eps_slope=self.eps_slope * PAPER_STEPS / steps,
+            k=scale(self.k),
+            tau_cap=scale(self.tau_cap),
+        )
+
+
+#: App. G, by the kind of denoiser that the constants were tuned on.
+UNET_SWITCHING = SwitchSettings(L_slope=12, eps_slope=0.4e-3, k=5, tau_cap=15)
+TRANSFORMER_SWITCHING = SwitchSettings(L_slope=15, eps_slope=0.1e-3, k=5, tau_cap=40)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What `optimize` was asked for.
+
+    Attributes:
+        gpus: number of ranks, 1 or 2. One rank runs the branches one after the other.
+        mode: "exact" (condition-based partitioning at every step, Sec. 4.1) or "paper" (its three
+            stages, Sec. 4.2: guidance has no effect during the k pipelined steps).
+        backend: how a rank's programs are run; "eager" here.
+        L_slope, eps_slope, k, tau_cap: switching of the paper's mode, as in `SwitchSettings`; None
+            takes the paper's constant for the kind of denoiser, scaled to the run's steps. A value
+            given here is used as it is, not scaled.
+        tau1: forces the first pipelined step; the discrepancy is then not consulted.
+        dump: folder for the graphs before and after each pass; None writes nothing.
+    """
+
+    gpus: int = 2
+    mode: Mode = "exact"
+    backend: Backend = "eager"
+    L_slope: int | None = None
+    eps_slope: float | None = None
+    k: int | None = None
+    tau_cap: int | None = None
+    tau1: int | None = None
+    dump: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a value that no run could accept."""
+        if self.gpus not in (1, 2) or isinstance(self.gpus, bool):
+            raise ConfigError(
+                f"gpus={self.gpus!r}: one picture is made by 1 or 2 ranks; pass 1 or 2."
+            )
+        for name, value, choices in (
+            ("mode", self.mode, get_args(Mode)),
+            ("backend", self.backend, get_args(Backend)),
+        ):
+            if value not in choices:
+                raise ConfigError(
+                    f"{name}={value!r} is unknown; choose one of {', '.join(choices)}."
+                )
+        if self.mode == "paper" and self.gpus != 2:
+            raise ConfigError("mode='paper' pipelines two ranks; pass gpus=2, or mode='exact'.")
+        self._check_switching()
+
+    def _check_switching(self) -> None:
+        for name in ("L_slope", "k", "tau_cap", "tau1"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name}={value!r} must be a whole number of steps, at least 1.")
+        if self.eps_slope is not None and not self.eps_slope > 0:
+            raise ConfigError(f"eps_slope={self.eps_slope!r} must be above 0.")
+        given = [f.name for f in fields(SwitchSettings) if getattr(self, f.name) is not None]
+        if given and self.mode != "paper":
+            raise ConfigError(
+                f"{', '.join(given)}: only mode='paper' switches; drop it or change mode."
+            )
+
+    def switching(self, family: SwitchSettings, steps: int) -> SwitchSettings | None:
+        """Return the switching of a run of `steps` steps, or None when the mode never switches.
+
+        Raises:
+            ConfigError: the pipelined steps would not end within the run.
+        """
+        if self.mode != "paper":
+            return None
+        base = family.scaled(steps)
+        names = [f.name for f in fields(SwitchSettings)]
+        given = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        chosen = replace(base, **given)
+        name, start = ("tau_cap", chosen.tau_cap) if chosen.tau1 is None else ("tau1", chosen.tau1)
+        if start + chosen.k > steps:
+            raise ConfigError(
+                f"{name}={start} and k={chosen.k} end at step {start + chosen.k}, after the run's "
+                f"{steps} steps; lower them, or use more steps or mode='exact'."
+            )
+        return chosen

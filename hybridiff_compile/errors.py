@@ -1,0 +1,37 @@
+"""Every error that a user can meet; each message names the value, the reason and what to do."""
+
+
+class HybridiffError(Exception):
+    """Base of all errors raised by hybridiff_compile."""
+
+
+class ConfigError(HybridiffError, ValueError):
+    """A setting is out of its range, or contradicts another one or the run."""
+
+
+class UnsupportedPipelineError(HybridiffError, TypeError):
+    """The pipeline has no denoiser that can be driven, or is set up in a way that prevents it."""
+
+
+class CaptureError(HybridiffError):
+    """The denoiser could not be traced, or its branches do not add up to the batched call."""
+
+
+class PassError(HybridiffError):
+    """A pass failed or was given a program of the wrong level: a defect of the pass list."""
+
+
+class VerifyError(PassError):
+    """A program breaks a rule of its level; the message names the rule, the rank and the node."""
+
+
+class PhaseMismatchError(HybridiffError):
+    """A rank met a peer that is in another phase or step; nothing was computed with its values."""
+
+
+class WorkerError(HybridiffError):
+    """A worker process died or failed; the message names the rank and shows its last lines."""
+
+
+class ClosedError(HybridiffError):
+    """The model was used after `restore()` or `close()`, or restored out of order."""

@@ -1,0 +1,1 @@
+"""From a rank's program to something that runs."""

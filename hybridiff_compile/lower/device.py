@@ -1,0 +1,29 @@
+"""Move a rank's program from the device it was captured on to the rank's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from hybridiff_compile.ir import RankProgram
+
+
+def retarget(program: RankProgram, device: torch.device) -> RankProgram:
+    """Let every node that names a non-CPU device name `device`; edits the program's modules.
+
+    Stamps and tokens stay on the CPU, where they are made.
+    """
+    if device.type == "cpu":
+        return program
+
+    def swap(arg: object) -> object:
+        return device if isinstance(arg, torch.device) and arg.type != "cpu" else arg
+
+    for module in program.module.modules():
+        if not isinstance(module, fx.GraphModule):
+            continue
+        for node in module.graph.nodes:
+            node.args = fx.node.map_aggregate(node.args, swap)
+            node.kwargs = fx.node.map_aggregate(node.kwargs, swap)
+        module.recompile()
+    return program

@@ -1,0 +1,183 @@
+"""The communication ops of a step program; no other file names one.
+
+torch's own functional isend and irecv leave unwaited work behind, so send and recv are ours: the
+work is registered on the tensor that the op returns, and one `wait` completes it. Each direction
+between two ranks has a group of its own, because NCCL matches point-to-point calls by their order.
+"""
+
+from __future__ import annotations
+
+import itertools
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import fx
+from torch._C._distributed_c10d import (
+    _get_work_registry_size,  # pyright: ignore[reportAttributeAccessIssue]
+    _register_work,
+)
+
+from hybridiff_compile.errors import PhaseMismatchError
+
+# Long enough for a slow step, short enough that a dead network is noticed; a rank that dies closes
+# its sockets, which ends a wait at once.
+STEP_TIMEOUT = timedelta(minutes=10)
+
+#: Process groups of one set of ranks, by name; see `group_name`.
+Groups = dict[str, Any]
+
+_groups: Groups = {}
+_sent_bytes = 0
+
+
+def group_name(src: int, dst: int, *, stamp: bool = False) -> str:
+    """Name of the group that carries data, or phase stamps, from `src` to `dst`."""
+    return f"{'stamp' if stamp else 'data'}{src}to{dst}"
+
+
+def connect(
+    store: dist.Store, rank: int, size: int, device: torch.device, loopback: bool
+) -> Groups:
+    """Join the groups of every direction; a collective call of all `size` ranks.
+
+    Args:
+        store: rendezvous that all ranks share.
+        rank, size: this rank and the number of ranks.
+        device: where this rank computes; gloo carries CPU tensors, NCCL carries CUDA tensors.
+        loopback: bind gloo to the loopback interface (all ranks on one host).
+    """
+    gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, loopback)
+    groups: Groups = {}
+    for src, dst in itertools.permutations(range(size), 2):
+        groups[group_name(src, dst, stamp=True)] = gloo
+        name = group_name(src, dst)
+        if device.type == "cuda":
+            nccl = dist.PrefixStore(name, store)
+            options = dist.ProcessGroupNCCL.Options()
+            options._timeout = STEP_TIMEOUT
+            groups[name] = dist.ProcessGroupNCCL(nccl, rank, size, options)
+        else:
+            groups[name] = gloo
+    return groups
+
+
+def activate(groups: Groups) -> None:
+    """Let the ops that run from now on in this process use these groups."""
+    global _groups
+    _groups = groups
+
+
+def _gloo(store: dist.Store, rank: int, size: int, loopback: bool) -> Any:
+    options = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
+    options._timeout = STEP_TIMEOUT
+    gloo = dist.ProcessGroupGloo
+    here = gloo.create_device(hostname="127.0.0.1") if loopback else gloo.create_default_device()
+    options._devices = [here]
+    options._threads = 1
+    return gloo(store, rank, size, options)
+
+
+def sent_bytes() -> int:
+    """Bytes of the tensors that this process has sent since it started."""
+    return _sent_bytes
+
+
+def unwaited() -> int:
+    """Number of sends and receives that nothing has waited for."""
+    return _get_work_registry_size()
+
+
+def _group(name: str) -> Any:
+    if name not in _groups:
+        raise RuntimeError(f"link group {name!r} is not connected; it has {sorted(_groups)}")
+    return _groups[name]
+
+
+@torch.library.custom_op("hybridiff::send", mutates_args=())
+def send(x: torch.Tensor, dst: int, tag: int, group: str) -> torch.Tensor:
+    """Start to send `x`; wait for the returned token before `x` is written again."""
+    global _sent_bytes
+    token = torch.empty(0, dtype=torch.uint8)
+    _register_work(token, _group(group).send([x.contiguous()], dst, tag))
+    _sent_bytes += x.numel() * x.element_size()
+    return token
+
+
+@send.register_fake
+def _(x: torch.Tensor, dst: int, tag: int, group: str) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8)
+
+
+@torch.library.custom_op("hybridiff::recv", mutates_args=())
+def recv(
+    size: list[int], dtype: torch.dtype, device: torch.device, src: int, tag: int, group: str
+) -> torch.Tensor:
+    """Start to receive a contiguous tensor; wait for it before it is read."""
+    out = torch.empty(size, dtype=dtype, device=device)
+    _register_work(out, _group(group).recv([out], src, tag))
+    return out
+
+
+@recv.register_fake
+def _(
+    size: list[int], dtype: torch.dtype, device: torch.device, src: int, tag: int, group: str
+) -> torch.Tensor:
+    return torch.empty(size, dtype=dtype, device=device)
+
+
+def wait(x: torch.Tensor) -> torch.Tensor:
+    """Wait for the send or receive registered on `x`, and return `x`."""
+    return torch.ops._c10d_functional.wait_tensor(x)
+
+
+@torch.library.custom_op("hybridiff::guard", mutates_args=())
+def guard(own: torch.Tensor, peer: torch.Tensor, phase: int, src: int) -> torch.Tensor:
+    """Refuse to go on unless this program's phase, this rank's stamp and the peer's stamp agree.
+
+    Args:
+        own, peer: int64[2] on the CPU, (phase, step) of this rank and of rank `src`.
+        phase: the phase that the program was built for.
+        src: the peer's rank, for the message.
+
+    Raises:
+        PhaseMismatchError: they differ; values of another phase or step would be mixed.
+    """
+    if own[0] != phase or not torch.equal(own, peer):
+        raise PhaseMismatchError(
+            f"this rank is at (phase, step) {tuple(own.tolist())} in a program of phase {phase}, "
+            f"rank {src} is at {tuple(peer.tolist())}; the run is stopped, start it again."
+        )
+    return own.clone()
+
+
+@guard.register_fake
+def _(own: torch.Tensor, peer: torch.Tensor, phase: int, src: int) -> torch.Tensor:
+    return torch.empty_like(own)
+
+
+SEND = torch.ops.hybridiff.send.default
+RECV = torch.ops.hybridiff.recv.default
+WAIT = torch.ops._c10d_functional.wait_tensor.default
+GUARD = torch.ops.hybridiff.guard.default
+
+
+def is_send(node: fx.Node) -> bool:
+    """Whether the node starts a send."""
+    return node.target is SEND
+
+
+def is_recv(node: fx.Node) -> bool:
+    """Whether the node starts a receive."""
+    return node.target is RECV
+
+
+def is_wait(node: fx.Node) -> bool:
+    """Whether the node waits for a send or a receive."""
+    return node.target is WAIT
+
+
+def is_guard(node: fx.Node) -> bool:
+    """Whether the node is a phase guard."""
+    return node.target is GUARD

@@ -1,0 +1,159 @@
+"""Rank 0: feeds the worker what changed, runs its own variant, and keeps both in one phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from hybridiff_compile import ops
+from hybridiff_compile.ir import Phase, RankProgram, Variant
+from hybridiff_compile.runtime import messages, transfer
+from hybridiff_compile.runtime.fleet import Fleet
+from hybridiff_compile.runtime.rank import Rank
+
+#: A tensor that travelled, and its version counter then; kept, so that its memory is not reused.
+_Sent = tuple[torch.Tensor, int | None]
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """A device on a CPU machine is one thread; the caller's thread count is put back."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Driver:
+    """Runs steps on both ranks."""
+
+    def __init__(self, fleet: Fleet, device: torch.device) -> None:
+        self.fleet = fleet
+        self._device = device
+        self._rank = Rank()
+        self._peer: dict[tuple[int, Phase], RankProgram] = {}
+        self._sent: dict[int, dict[str, _Sent]] = {}
+        self._last_phase: dict[int, Phase] = {}
+
+    def load(
+        self,
+        key: int,
+        variants: Sequence[Variant],
+        peer: Sequence[RankProgram],
+        names: Mapping[int, str],
+    ) -> None:
+        """Take the variants of rank 0, and hand the worker its programs.
+
+        Args:
+            key: of the captured signature.
+            variants: rank 0's, one a phase.
+            peer: rank 1's programs, one a phase.
+            names: of the published weights, by id.
+        """
+        self._rank.load(key, variants)
+        self._peer.update({(key, p.phase): p for p in peer})
+        self._sent[key] = {}
+        self.fleet.ask(messages.Load(key, transfer.dump(list(peer), names)))
+
+    def unload(self, keys: Sequence[int]) -> None:
+        """Forget captured signatures on both ranks."""
+        for key in keys:
+            self._rank.unload(key)
+            self._sent.pop(key, None)
+        self.fleet.send(messages.Unload(tuple(keys)))
+
+    def traffic(self) -> tuple[int, float]:
+        """Bytes sent by all ranks so far (tensors and messages), and the worker's memory in MB."""
+        status = self.fleet.ask(messages.Ask())
+        return ops.sent_bytes() + self.fleet.sent_bytes + status.sent_bytes, status.rss_mb
+
+    def release(self) -> None:
+        """Give the worker up: end it, or leave it to the other models that share it."""
+        if self.fleet.is_open:
+            self.unload(list(self._sent))
+        self.fleet.release()
+
+    def step(
+        self, key: int, phase: Phase, step: int, values: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Run one step on both ranks.
+
+        Args:
+            key: the captured signature.
+            phase: of this step; PIPELINED needs a step of the same key before it.
+            step: counted from 0.
+            values: the program's inputs by name, on the driver's device.
+
+        Returns:
+            The prediction of both branches, [2B, ...].
+
+        Raises:
+            WorkerError: the worker died or failed during the step.
+            PhaseMismatchError: the ranks were out of step.
+        """
+        try:
+            return self._step(key, phase, step, values)
+        except BaseException as e:
+            # The ranks are out of step now, whatever happened: this fleet is not used again.
+            failed = isinstance(e, RuntimeError) and self.fleet.has_failed()
+            if failed:
+                raise self.fleet.failure() from e
+            self.fleet.close()
+            raise
+
+    def _step(
+        self, key: int, phase: Phase, step: int, values: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        contract = self._peer[key, phase].contract
+        fed = self._changed(key, values, contract.inputs)
+        if phase != self._last_phase.get(key, Phase.SERIAL):
+            # The cut of the last serial step fills the pipeline, so filling costs no compute.
+            fed.update(self._rank.kept(key, contract.state))
+        self._last_phase[key] = phase
+        ops.activate(self.fleet.groups)
+        self.fleet.send(messages.Step(key, phase, step, tuple(fed)))
+        with torch.no_grad(), one_thread(self._device):
+            tokens = [
+                ops.send(value, 1, tag, messages.FEED_GROUP)
+                for tag, value in enumerate(fed.values(), messages.FEED_TAG)
+            ]
+            own = self._rank.variant(key, phase).contract.inputs
+            mine = {name: values[name] for name in own if name in values}
+            returned = self._rank.step(key, phase, step, mine)
+            for token in tokens:
+                ops.wait(token)
+        return returned["prediction"]
+
+    def _changed(
+        self, key: int, values: Mapping[str, torch.Tensor], wanted: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """The wanted values that are not those the worker already has."""
+        sent = self._sent[key]
+        fed = {n: values[n] for n in wanted if n in values and not _same(sent.get(n), values[n])}
+        sent.update({n: (v, _version(v)) for n, v in fed.items()})
+        return fed
+
+
+def _version(value: torch.Tensor) -> int | None:
+    return None if value.is_inference() else value._version
+
+
+def _same(sent: _Sent | None, value: torch.Tensor) -> bool:
+    """Whether `value` is the tensor that was sent, not written since: a view of it counts."""
+    if sent is None or sent[1] is None:
+        return False
+    before, version = sent
+    return (
+        before.data_ptr() == value.data_ptr()
+        and before.stride() == value.stride()
+        and before.shape == value.shape
+        and before.dtype == value.dtype
+        and version == _version(value)
+    )

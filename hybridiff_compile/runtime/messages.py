@@ -1,0 +1,82 @@
+"""What the driver and a worker say to each other on the control pipe; tensors travel on links."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from hybridiff_compile import ops
+from hybridiff_compile.ir import Phase
+from hybridiff_compile.runtime.weights import Manifest
+
+#: Links that carry fed inputs have tags above those of the programs' own links.
+FEED_TAG = 1 << 15
+FEED_GROUP = ops.group_name(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Map these weights, in place of any earlier ones."""
+
+    path: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Take the programs of a captured signature: `transfer.dump` of a list of RankProgram."""
+
+    key: int
+    programs: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Forget captured signatures."""
+
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Run a step; the named inputs follow on the feed's link, in this order."""
+
+    key: int
+    phase: Phase
+    step: int
+    fed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Answer with a Status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A worker's answer: it is there, and what it has used since it started."""
+
+    sent_bytes: int
+    rss_mb: float
+    unwaited: int
+
+
+Message = Weights | Load | Unload | Step | Ask | Status
+
+
+def send(connection: Connection, message: Message) -> int:
+    """Send a message; return its size in bytes."""
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    connection.send_bytes(data)
+    return len(data)
+
+
+def receive(connection: Connection) -> Message:
+    """Wait for a message.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    return pickle.loads(connection.recv_bytes())

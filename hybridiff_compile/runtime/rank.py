@@ -1,0 +1,60 @@
+"""One rank at work: its variants by phase, and the values it keeps between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from hybridiff_compile.ir import Phase, Variant
+
+
+class Rank:
+    """Runs one step at a time, in the driver and in the workers alike.
+
+    A captured call signature has a key; inputs and state of different keys are kept apart.
+    """
+
+    def __init__(self) -> None:
+        self._variants: dict[tuple[int, Phase], Variant] = {}
+        self._values: dict[int, dict[str, torch.Tensor]] = {}
+
+    def load(self, key: int, variants: Iterable[Variant]) -> None:
+        """Take the variants of a captured signature."""
+        self._values[key] = {}
+        self._variants.update({(key, v.phase): v for v in variants})
+
+    def unload(self, key: int) -> None:
+        """Drop a signature's variants and values."""
+        self._values.pop(key, None)
+        for phase in Phase:
+            self._variants.pop((key, phase), None)
+
+    def variant(self, key: int, phase: Phase) -> Variant:
+        """The variant of a phase."""
+        return self._variants[key, phase]
+
+    def kept(self, key: int, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Values of those names that this rank keeps."""
+        return {name: self._values[key][name] for name in names}
+
+    def step(
+        self, key: int, phase: Phase, step: int, fed: Mapping[str, torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """Run one step.
+
+        Args:
+            key: the captured signature.
+            phase, step: checked against the peers by the program's guard.
+            fed: inputs that changed since the last step of this key; the others are kept.
+
+        Returns:
+            What the program returns, by name.
+        """
+        variant = self._variants[key, phase]
+        values = self._values[key]
+        values.update(fed)
+        values["stamp"] = torch.tensor([phase, step], dtype=torch.int64)
+        returned = variant.call(*(values[name] for name in variant.contract.placeholders))
+        values.update({name: returned[name] for name in variant.contract.new_state})
+        return returned

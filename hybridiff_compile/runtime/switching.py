@@ -1,0 +1,58 @@
+"""When to pipeline: pure functions of the discrepancies seen so far (paper Sec. 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hybridiff_compile.config import SwitchSettings
+from hybridiff_compile.ir import Phase
+
+
+def discrepancy(eps_u: torch.Tensor, eps_c: torch.Tensor) -> torch.Tensor:
+    """Denoising discrepancy M_i = mean|eps_c - eps_u| / mean|eps_u| (rel-MAE).
+
+    Args:
+        eps_u, eps_c: the branches' predictions, any equal shape and dtype.
+
+    Returns:
+        A 0-dim float32 tensor on their device, so that nothing waits for it until it is read.
+
+    Paper: Jung et al. 2026, Eq. (1).
+    """
+    u, c = eps_u.float(), eps_c.float()
+    return (c - u).abs().mean() / u.abs().mean()
+
+
+def slope(discrepancies: Sequence[float], i: int, lag: int) -> float:
+    """G_i = (M_{i-L} - M_i) / L, positive while M falls. Paper: Eq. (2)."""
+    return (discrepancies[i - lag] - discrepancies[i]) / lag
+
+
+def find_tau1(discrepancies: Sequence[float], settings: SwitchSettings) -> int | None:
+    """First pipelined step, or None while the steps seen so far do not tell.
+
+    Args:
+        discrepancies: M_0 .. M_{i-1} of the steps already run, all of them serial.
+        settings: the run's switching; a forced tau1 is returned as it is.
+
+    Returns:
+        min(tau1', tau_cap) with tau1' = 1 + the first i >= L where 0 <= G_i < g.
+
+    Paper: Sec. 4.3, Eq. (2).
+    """
+    if settings.tau1 is not None:
+        return settings.tau1
+    seen = min(len(discrepancies), settings.tau_cap)
+    for i in range(settings.L_slope, seen):
+        if 0 <= slope(discrepancies, i, settings.L_slope) < settings.eps_slope:
+            return min(i + 1, settings.tau_cap)
+    return settings.tau_cap if seen == settings.tau_cap else None
+
+
+def phase_of(step: int, tau1: int | None, settings: SwitchSettings | None) -> Phase:
+    """PIPELINED for tau1 <= step < tau2 = tau1 + k (Eq. 3), SERIAL before and after."""
+    if settings is None or tau1 is None or not tau1 <= step < tau1 + settings.k:
+        return Phase.SERIAL
+    return Phase.PIPELINED

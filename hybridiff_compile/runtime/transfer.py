@@ -1,0 +1,108 @@
+"""Programs on their way to a worker: graphs as tables of nodes, weights by name only.
+
+A GraphModule's own pickling traces its code again, which would run every receive in it; and it
+would carry the weights. The bytes are only ever read by a worker of the driver that wrote them.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.node import map_aggregate
+
+
+def dump(value: Any, names: Mapping[int, str]) -> bytes:
+    """Write programs.
+
+    Args:
+        value: what to write, such as a list of RankProgram.
+        names: of the published weights, by the `id` of the tensor.
+    """
+    file = io.BytesIO()
+    _Pickler(file, names).dump(value)
+    return file.getvalue()
+
+
+def load(data: bytes, weights: Mapping[str, torch.Tensor]) -> Any:
+    """Read what `dump` wrote, with the weights of this process."""
+    return _Unpickler(io.BytesIO(data), weights).load()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ref:
+    """Stands for a node in another node's arguments."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One node of a graph."""
+
+    op: str
+    name: str
+    target: Any
+    args: Any
+    kwargs: Any
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, names: Mapping[int, str]) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._names = names
+
+    def persistent_id(self, obj: Any) -> str | None:
+        return self._names.get(id(obj)) if isinstance(obj, torch.Tensor) else None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, torch._ops.OpOverload):
+            namespace, name = obj._schema.name.split("::")
+            return _op, (namespace, name, obj._overloadname)
+        if isinstance(obj, fx.GraphModule):
+            return _rebuild, _table(obj)
+        return NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, weights: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(file)
+        self._weights = weights
+
+    def persistent_load(self, pid: str) -> torch.Tensor:
+        return self._weights[pid]
+
+
+def _op(namespace: str, name: str, overload: str) -> Any:
+    return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+
+
+def _table(module: fx.GraphModule) -> tuple[list[_Row], dict[str, Any], str]:
+    def ref(arg: Any) -> Any:
+        return _Ref(arg.name) if isinstance(arg, fx.Node) else arg
+
+    rows, attributes = [], {}
+    for node in module.graph.nodes:
+        args, kwargs = map_aggregate((node.args, node.kwargs), ref)  # pyright: ignore
+        rows.append(_Row(node.op, node.name, node.target, args, kwargs))
+        if node.op in ("get_attr", "call_module"):
+            owner, _, name = node.target.rpartition(".")
+            attributes[node.target] = getattr(module.get_submodule(owner), name)
+    return rows, attributes, type(module).__name__
+
+
+def _rebuild(rows: list[_Row], attributes: dict[str, Any], name: str) -> fx.GraphModule:
+    graph, env = fx.Graph(), {}
+
+    def node(arg: Any) -> Any:
+        return env[arg.name] if isinstance(arg, _Ref) else arg
+
+    for row in rows:
+        args, kwargs = map_aggregate((row.args, row.kwargs), node)  # pyright: ignore
+        env[row.name] = graph.create_node(row.op, row.target, args, kwargs, name=row.name)
+    return fx.GraphModule(attributes, graph, class_name=name)

@@ -1,0 +1,49 @@
+"""The passes, and the one place that states their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hybridiff_compile.ir import Phase, StepProgram
+
+if __name__ != "hybridiff_compile.passes":
+    raise ImportError("import hybridiff_compile.passes; `import passes` loads every class twice")
+
+from hybridiff_compile.passes.base import Observer, Pass, run_passes
+from hybridiff_compile.passes.cut_stages import CutStages
+from hybridiff_compile.passes.guard_phase import GuardPhase
+from hybridiff_compile.passes.link_ranks import LinkRanks
+from hybridiff_compile.passes.skew_stages import SkewStages
+from hybridiff_compile.passes.split_cfg import SplitCfg
+
+__all__ = [
+    "CutStages",
+    "GuardPhase",
+    "LinkRanks",
+    "Observer",
+    "Pass",
+    "SkewStages",
+    "SplitCfg",
+    "build_programs",
+    "run_passes",
+]
+
+
+def build_programs(
+    captured: StepProgram, mode: str, observers: Sequence[Observer] = ()
+) -> dict[Phase, StepProgram]:
+    """Rewrite a captured step into the guarded program of each phase that the mode runs.
+
+    Args:
+        captured: the step as captured, one graph.
+        mode: "exact" (serial only) or "paper" (both phases, composed of the same two stages).
+        observers: see every pass.
+    """
+    link = (LinkRanks(), GuardPhase())
+    if mode == "exact":
+        return {Phase.SERIAL: run_passes(captured, (SplitCfg(), *link), observers)}
+    cut = run_passes(captured, (SplitCfg(), CutStages()), observers)
+    return {
+        Phase.SERIAL: run_passes(cut, link, observers),
+        Phase.PIPELINED: run_passes(cut, (SkewStages(), *link), observers),
+    }

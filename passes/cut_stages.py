@@ -1,0 +1,144 @@
+"""cut-stages: the denoiser becomes stage0 ; stage1, cut where cost balances and few bytes cross."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from hybridiff_compile.ir import (
+    Level,
+    StepProgram,
+    clone,
+    output_node,
+    returned_values,
+)
+from hybridiff_compile.layout import Layout, PackCut
+from hybridiff_compile.passes.balance import choose, noisy_nodes, places
+from hybridiff_compile.passes.base import Pass
+
+
+@dataclass(frozen=True)
+class CutStages(Pass):
+    """Call the denoiser as two stages, and keep rank 0's cut for a pipelined step that may follow.
+
+    Contract: `eps = denoiser(sample, e...)` becomes
+        `cut = stage0(sample, e...)`, a tuple of tensors, and `eps = stage1(cut, e...)`;
+        rank 0 returns `cut` packed into one buffer, uint8[nbytes], as new state.
+    Exact: the same nodes in the same order. Nodes that do not depend on the noisy picture are made
+    by every stage that reads them, so they are never stale (paper Sec. 4.2).
+    """
+
+    name: ClassVar = "cut-stages"
+    needs: ClassVar = Level.SPLIT
+    gives: ClassVar = Level.CUT
+
+    def __call__(self, program: StepProgram) -> StepProgram:
+        denoiser = program.graphs[0].get_submodule("denoiser")
+        assert isinstance(denoiser, fx.GraphModule)
+        pair = stages(denoiser)
+        graphs = tuple(clone(module) for module in program.graphs)
+        for rank, module in enumerate(graphs):
+            _cut_call(module, denoiser, pair, keep_cut=rank == 0)
+        first, *others = program.contracts
+        contracts = (replace(first, new_state=(*first.new_state, "cut")), *others)
+        return replace(program, level=Level.CUT, graphs=graphs, contracts=contracts)
+
+
+def _cut_call(
+    module: fx.GraphModule,
+    denoiser: fx.GraphModule,
+    pair: tuple[fx.GraphModule, fx.GraphModule],
+    keep_cut: bool,
+) -> None:
+    """Replace the one denoiser call of a rank's graph, in place."""
+    graph = module.graph
+    call = next(n for n in graph.nodes if n.op == "call_module" and n.target == "denoiser")
+    stage0, stage1 = pair
+    given = dict(zip(_placeholders(denoiser), call.args, strict=True))
+    module.add_submodule("stage0", stage0)
+    module.add_submodule("stage1", stage1)
+    suffix = call.name.removeprefix("eps")
+    with graph.inserting_before(call):
+        cut = graph.create_node(
+            "call_module",
+            "stage0",
+            tuple(given[name] for name in _placeholders(stage0)),
+            name=f"features{suffix}",
+        )
+        cut.meta = {**call.meta, "val": output_node(stage0.graph).meta["val"]}
+        rest = (given[name] for name in _placeholders(stage1)[1:])
+        eps = graph.create_node("call_module", "stage1", (cut, *rest), name=f"stage1{suffix}")
+        eps.meta = dict(call.meta)
+        if keep_cut:
+            layout = Layout.of(cut.meta["val"])
+            module.add_submodule("pack", PackCut(layout))
+            packed = graph.create_node("call_module", "pack", (cut,), name="cut")
+            packed.meta = {"val": cut.meta["val"][0].new_empty(layout.nbytes, dtype=torch.uint8)}
+            output_node(graph).args = ({**returned_values(graph), "cut": packed},)
+    call.replace_all_uses_with(eps)
+    graph.erase_node(call)
+    module.delete_submodule("denoiser")
+
+
+def _placeholders(module: fx.GraphModule) -> list[str]:
+    return [n.name for n in module.graph.nodes if n.op == "placeholder"]
+
+
+def stages(denoiser: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Cut a denoiser graph at the best place.
+
+    Args:
+        denoiser: `(sample, e0, e1, ...) -> eps`, all nodes with FakeTensors in `meta["val"]`.
+
+    Returns:
+        stage0 `(sample, e...) -> (t0, t1, ...)` and stage1 `((t0, t1, ...), e...) -> eps`, which
+        share the denoiser's parameters.
+    """
+    place = choose(places(denoiser))
+    noisy = noisy_nodes(denoiser.graph)
+    head, tail = set(noisy[: place.index + 1]), set(noisy[place.index + 1 :])
+    crossing = [n for n in noisy[: place.index + 1] if not tail.isdisjoint(n.users)]
+    result = output_node(denoiser.graph).args[0]
+    assert isinstance(result, fx.Node)
+    return _stage(denoiser, head, [], crossing), _stage(denoiser, tail, crossing, result)
+
+
+def _stage(
+    denoiser: fx.GraphModule,
+    noisy: set[fx.Node],
+    features: list[fx.Node],
+    returned: list[fx.Node] | fx.Node,
+) -> fx.GraphModule:
+    """Extract a stage's nodes, and what they need that does not depend on the noisy picture."""
+    needed = _with_ancestors(noisy, stop=set(features))
+    graph, env = fx.Graph(), {}
+    if features:
+        cut = graph.placeholder("cut")
+        cut.meta = {"val": tuple(n.meta["val"] for n in features)}
+    for node in (n for n in denoiser.graph.nodes if n.op == "placeholder" and n in needed):
+        env[node] = graph.node_copy(node)
+    for i, node in enumerate(features):
+        env[node] = graph.call_function(operator.getitem, (cut, i))
+        env[node].meta = dict(node.meta)
+    for node in denoiser.graph.nodes:
+        if node in needed and node.op != "placeholder":
+            env[node] = graph.node_copy(node, env.__getitem__)
+    out = graph.output(
+        fx.map_arg(tuple(returned) if isinstance(returned, list) else returned, env.__getitem__)
+    )
+    out.meta = {"val": fx.map_arg(returned, lambda n: n.meta["val"])}
+    return fx.GraphModule(denoiser, graph, class_name="Stage1" if features else "Stage0")
+
+
+def _with_ancestors(nodes: set[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
+    found, todo = set(nodes), list(nodes)
+    while todo:
+        for node in todo.pop().all_input_nodes:
+            if node not in found and node not in stop:
+                found.add(node)
+                todo.append(node)
+    return found

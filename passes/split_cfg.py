@@ -1,0 +1,68 @@
+"""split-cfg: one graph becomes one per rank, each keeping its own branch (paper Sec. 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import fx
+
+from hybridiff_compile.ir import BRANCHES, Level, RankContract, StepProgram, returned_values
+from hybridiff_compile.passes.base import Pass
+
+
+@dataclass(frozen=True)
+class SplitCfg(Pass):
+    """Give each rank the nodes of its branch, and rank 0 everything else.
+
+    Contract: `step(sample, e_u, e_c) -> prediction` becomes
+        `rank0(sample, e_u, eps_c from 1) -> prediction` and `rank1(sample, e_c) -> eps_c to 0`.
+    Exact: every node computes what it computed before. Which rank a node belongs to is its
+    `meta["branch"]`; a node without one belongs to rank 0, where the pipeline lives.
+    """
+
+    name: ClassVar = "split-cfg"
+    needs: ClassVar = Level.CAPTURED
+    gives: ClassVar = Level.SPLIT
+
+    def __call__(self, program: StepProgram) -> StepProgram:
+        (module,) = program.graphs
+        ranks = range(len(BRANCHES))
+        pairs = [_graph_of_rank(module, program.contracts[0], rank) for rank in ranks]
+        graphs, contracts = zip(*pairs, strict=True)
+        return replace(program, level=Level.SPLIT, graphs=graphs, contracts=contracts)
+
+
+def _rank_of(node: fx.Node) -> int:
+    return BRANCHES.index(node.meta["branch"]) if "branch" in node.meta else 0
+
+
+def _graph_of_rank(
+    module: fx.GraphModule, contract: RankContract, rank: int
+) -> tuple[fx.GraphModule, RankContract]:
+    calls = [n for n in module.graph.nodes if n.op not in ("placeholder", "output")]
+    own = [n for n in calls if _rank_of(n) == rank]
+    reads = {a for n in own for a in n.all_input_nodes}
+    imports = [n for n in calls if n in reads and _rank_of(n) != rank]
+    exports = [
+        (n, r) for n in own for r in sorted({_rank_of(u) for u in n.users if u.op != "output"})
+    ]
+    exports = [(n, r) for n, r in exports if r != rank]
+    inputs = [n for n in module.graph.nodes if n.op == "placeholder" and n in reads]
+
+    graph, env = fx.Graph(), {}
+    for node in inputs:
+        env[node] = graph.node_copy(node)
+    for node in imports:
+        env[node] = graph.placeholder(node.name)
+        env[node].meta = {"val": node.meta["val"]}
+    for node in own:
+        env[node] = graph.node_copy(node, env.__getitem__)
+    results = returned_values(module.graph) if rank == 0 else {}
+    graph.output({k: env[n] for k, n in results.items()} | {n.name: env[n] for n, _ in exports})
+    return fx.GraphModule(module, graph, class_name=f"Rank{rank}"), RankContract(
+        inputs=tuple(n.name for n in inputs),
+        imports=tuple((n.name, _rank_of(n)) for n in imports),
+        results=contract.results if rank == 0 else (),
+        exports=tuple((n.name, r) for n, r in exports),
+    )
