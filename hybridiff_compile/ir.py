@@ -42,7 +42,7 @@ class RankContract:
     """The calling convention of one rank's graph, by name.
 
     A graph's placeholders are `inputs`, then `state`, then `imports`, in that order; it returns a
-    dict whose keys are `results`, `new_state` and `exports` (tokens of sends and guards come later).
+    dict whose keys are `results`, `new_state` and `exports` (later also tokens).
 
     Attributes:
         inputs: values that the driver feeds whenever they change.
@@ -155,7 +155,8 @@ def output_node(graph: fx.Graph) -> fx.Node:
 
 def returned_values(graph: fx.Graph) -> dict[str, fx.Node]:
     """Return the dict of nodes that a step graph returns, as a copy."""
-    return dict(output_node(graph).args[0])  # pyright: ignore[reportArgumentType, reportCallIssue]
+    returned: Any = output_node(graph).args[0]
+    return dict(returned)
 
 
 def clone(module: fx.GraphModule) -> fx.GraphModule:

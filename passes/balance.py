@@ -35,7 +35,7 @@ def noisy_nodes(graph: fx.Graph) -> list[fx.Node]:
 
     All others (time and text embeddings, weights) can be made by any stage from its own inputs.
     """
-    noisy = {next(iter(graph.nodes))}
+    noisy = {next(n for n in graph.nodes if n.op == "placeholder")}  # weights may come before
     for node in graph.nodes:
         if node.op not in ("placeholder", "output") and not noisy.isdisjoint(node.all_input_nodes):
             noisy.add(node)

@@ -22,7 +22,7 @@ SHOWN: Mapping[figures.Mode, str] = {"one-device": "one device", "exact": "exact
 SHOWN_PROMPTS = 5
 PROMPT_SEED = 1
 FOOTNOTE = (
-    "dB: PSNR against one device that runs the two branches one after the other, 100 if identical. "
+    "dB: PSNR against one device that runs the two branches one after the other, 100 at most. "
     "right / wrong: whether the picture shows what its caption says."
 )
 

@@ -31,10 +31,12 @@ def load(name: str) -> DiffusionPipeline:
     """Load one of NAMES, on the CPU in fp32, offline."""
     _known(name)
     folder = ASSETS / ("tiny-sdxl" if name == "sdxl-small" else name)
-    # diffusers takes an absent third encoder of SD3 only when it is told so.
-    absent = {"text_encoder_3": None, "tokenizer_3": None} if name == "tiny-sd3" else {}
+    options: dict[str, Any] = {"add_watermarker": False}
+    if name == "tiny-sd3":
+        # diffusers takes an absent third encoder of SD3 only when it is told so.
+        options = {"text_encoder_3": None, "tokenizer_3": None}
     with _quiet():
-        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **absent)
+        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **options)
     return _with_large_unet(pipe) if name == "sdxl-small" else pipe
 
 
@@ -80,14 +82,17 @@ def _with_large_unet(pipe: Any) -> DiffusionPipeline:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Switch the loading bars off, and back on if they were on."""
+    """Hold back the loading bars and what transformers says about parts that are not used here."""
     loggers = (diffusers_logging, transformers_logging)
     shown = [logger.is_progress_bar_enabled() for logger in loggers]
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     for logger in loggers:
         logger.disable_progress_bar()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         for logger, on in zip(loggers, shown, strict=True):
             if on:
                 logger.enable_progress_bar()

@@ -91,26 +91,25 @@ def _plot_times(axes: Axes, trace: Trace) -> None:
     for phase, colour in PHASE_COLOURS.items():
         chosen = np.array([p is phase for p in trace.phases])
         axes.bar(steps[chosen], times[chosen], width=0.82, color=colour)
-    # At opposite ends, so that lines of nearly the same height keep their labels apart.
-    for (name, ms), line, at in zip(trace.baselines.items(), ("--", ":"), (1, 0), strict=True):
+    # Beside the bars, the upper label growing upwards: close lines keep their labels apart.
+    by_height = sorted(trace.baselines.items(), key=lambda item: item[1])
+    for (name, ms), line, grows in zip(by_height, (":", "--"), ("top", "bottom"), strict=True):
         axes.axhline(ms, color=INK, linewidth=1.1, linestyle=line)
         axes.annotate(
-            f"{name}: {ms:.1f} ms",
-            xy=(at, ms),
+            f"{name}\n{ms:.1f} ms",
+            xy=(1, ms),
             xycoords=("axes fraction", "data"),
-            xytext=(-2 if at else 4, 3),
+            xytext=(5, 0),
             textcoords="offset points",
-            ha="right" if at else "left",
-            va="bottom",
+            va=grows,
             size=9,
             color=INK,
-            bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
     top = max([float(np.nanmax(times)), *trace.baselines.values()])
     axes.set_ylim(0, 1.15 * top)
     axes.set_xlim(-0.8, len(times) - 0.2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("step", color=INK)
+    axes.set_xlabel("step (the first is not timed)", color=INK)
     axes.set_ylabel("time of a step, ms", color=INK)
 
 

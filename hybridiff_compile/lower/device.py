@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import fx
+from torch.fx.node import map_aggregate
 
 from hybridiff_compile.ir import RankProgram
 
@@ -23,7 +24,7 @@ def retarget(program: RankProgram, device: torch.device) -> RankProgram:
         if not isinstance(module, fx.GraphModule):
             continue
         for node in module.graph.nodes:
-            node.args = fx.node.map_aggregate(node.args, swap)
-            node.kwargs = fx.node.map_aggregate(node.kwargs, swap)
+            node.args = map_aggregate(node.args, swap)
+            node.kwargs = map_aggregate(node.kwargs, swap)
         module.recompile()
     return program

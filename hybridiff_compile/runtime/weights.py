@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# Weights start at page-friendly places, as an allocator would put them.
+# A weight keeps its address modulo this: CPU kernels choose their path, and so their last bits, by
+# the alignment of what they read (weights mapped from a safetensors file often start at 8 mod 64).
 _ALIGNMENT = 64
 
 
@@ -45,8 +46,10 @@ def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str]]:
     manifest, end = {}, 0
     for name, tensor in tensors.items():
         dense = torch.empty_like(tensor, device="meta")  # keeps strides, drops gaps
-        manifest[name] = Weight(end, tuple(dense.shape), dense.stride(), dense.dtype)
-        end += -(-dense.numel() * dense.element_size() // _ALIGNMENT) * _ALIGNMENT
+        address = tensor.data_ptr() if tensor.device.type == "cpu" else 0
+        offset = end + (address - end) % _ALIGNMENT
+        manifest[name] = Weight(offset, tuple(dense.shape), dense.stride(), dense.dtype)
+        end = offset + dense.numel() * dense.element_size()
     storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=max(end, 1))
     for name, tensor in tensors.items():
         mapped = manifest[name].view(storage)

@@ -1,0 +1,89 @@
+"""Two ranks as two threads of one process: the real ops over real gloo links, no worker process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hybridiff_compile import ops
+from hybridiff_compile.ir import Phase, RankProgram, StepProgram
+from hybridiff_compile.lower.eager import lower
+from hybridiff_compile.runtime.rank import Rank
+
+_here = threading.local()
+#: What a rank returned, by name.
+Returned = Mapping[str, torch.Tensor]
+
+
+class _ByThread:
+    """A process group that is each thread's own."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def send(self, tensors: list[torch.Tensor], dst: int, tag: int) -> Any:
+        return _here.groups[self._name].send(tensors, dst, tag)
+
+    def recv(self, tensors: list[torch.Tensor], src: int, tag: int) -> Any:
+        return _here.groups[self._name].recv(tensors, src, tag)
+
+
+class Pair:
+    """Ranks 0 and 1, each with its own thread, links and kept values."""
+
+    def __init__(self, programs: Mapping[Phase, StepProgram]) -> None:
+        store, cpu = dist.HashStore(), torch.device("cpu")
+        self.threads = [ThreadPoolExecutor(1) for _ in range(2)]
+        self.ranks = [Rank(), Rank()]
+
+        def join(rank: int) -> list[str]:
+            torch.set_num_threads(1)
+            _here.groups = ops.connect(store, rank, 2, cpu, loopback=True)
+            return list(_here.groups)
+
+        names = self.on_both(join)[0]
+        ops.activate({name: _ByThread(name) for name in names})
+        for rank, at_work in enumerate(self.ranks):
+            at_work.load(0, [lower(RankProgram.of(p, rank)) for p in programs.values()])
+
+    def start(self, rank: int, job: Callable[..., Any], *args: Any) -> Future[Any]:
+        return self.threads[rank].submit(job, *args)
+
+    def on_both(self, job: Callable[[int], Any]) -> tuple[Any, Any]:
+        first, second = [self.start(r, job, r) for r in range(2)]
+        return first.result(60), second.result(60)
+
+    def step(self, phases: tuple[Phase, Phase], steps: tuple[int, int], fed: Returned) -> Any:
+        """Run one step on both ranks; each may be told another phase and step."""
+
+        def one(rank: int) -> Returned | Exception:
+            contract = self.ranks[rank].variant(0, phases[rank]).contract
+            mine = {n: fed[n] for n in contract.inputs if n in fed}
+            try:
+                with torch.no_grad():
+                    return self.ranks[rank].step(0, phases[rank], steps[rank], mine)
+            except Exception as e:
+                return e
+
+        return self.on_both(one)
+
+
+@contextmanager
+def pair(programs: Mapping[Phase, StepProgram]) -> Iterator[Pair]:
+    """Connect two ranks; the links and the thread count are put back as they were."""
+    before, threads = dict(ops._groups), torch.get_num_threads()
+    torch.set_num_threads(1)
+    ranks = Pair(programs)
+    try:
+        yield ranks
+    finally:
+        for thread in ranks.threads:
+            thread.shutdown()
+        ops.activate(before)
+        torch.set_num_threads(threads)

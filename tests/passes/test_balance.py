@@ -1,0 +1,127 @@
+import pytest
+import torch
+from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.capture.trace import capture
+from hybridiff_compile.ir import nbytes, output_node
+from hybridiff_compile.passes.balance import Place, choose, node_flops, noisy_nodes, places
+from hybridiff_compile.passes.cut_stages import _stage
+from tests import toy
+
+
+def exported(denoiser: nn.Module, *args: torch.Tensor) -> fx.GraphModule:
+    """A denoiser as captured, from a doubled call with these first branches."""
+    doubled = tuple(torch.cat([a, a]) if a.dim() else a for a in args)
+    call = DenoiserCall.of(("sample", "timestep"), doubled, {})
+    program = capture(denoiser, call, lambda: denoiser(*doubled)).program
+    module = program.graphs[0].get_submodule("denoiser")
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+@pytest.fixture(scope="module")
+def attention() -> fx.GraphModule:
+    return exported(toy.seeded(toy.Attention), torch.randn(1, 10, 16), torch.tensor(2.0))
+
+
+@pytest.fixture(scope="module")
+def convolutions() -> fx.GraphModule:
+    module = toy.captured().program.graphs[0].get_submodule("denoiser")
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+def test_fewest_bytes_win_among_balanced_places():
+    heavy = Place(0, (40, 60), crossing=1)
+    even = Place(1, (50, 50), crossing=900)
+    near = Place(2, (51, 49), crossing=300)
+    assert choose([heavy, even, near]) is near
+
+
+def test_balance_wins_over_bytes_beyond_two_percent():
+    even, off = Place(0, (50, 50), crossing=900), Place(1, (47, 53), crossing=1)
+    assert choose([even, off]) is even
+
+
+def test_better_balance_wins_among_equal_bytes():
+    even, near = Place(1, (100, 100), crossing=8), Place(0, (99, 101), crossing=8)
+    assert choose([near, even]) is even
+
+
+def test_no_place_is_refused():
+    with pytest.raises(ValueError, match="cannot be cut"):
+        choose([])
+
+
+def test_noisy_nodes_are_those_that_depend_on_the_first_argument(convolutions):
+    found = [n.name for n in noisy_nodes(convolutions.graph)]
+    assert found[0] == "conv2d"
+    assert not {"embed_weight", "linear", "sin", "mul", "unsqueeze_1"} & set(found)
+    assert sum(name.startswith("conv2d") for name in found) == 4
+
+
+@pytest.mark.parametrize("name", ["attention", "convolutions"])
+def test_flops_of_every_place_add_up_to_the_whole(name, request):
+    module = request.getfixturevalue(name)
+    total = sum(node_flops(module).values())
+    assert total > 0
+    assert {sum(p.flops) for p in places(module)} == {total}
+
+
+@pytest.mark.parametrize("name", ["attention", "convolutions"])
+def test_flops_of_stage_0_only_grow_from_place_to_place(name, request):
+    found = places(request.getfixturevalue(name))
+    first = [p.flops[0] for p in found]
+    assert first == sorted(first)
+    assert [p.index for p in found] == sorted({p.index for p in found})
+
+
+@pytest.mark.parametrize("name", ["attention", "convolutions"])
+def test_crossing_bytes_are_those_of_the_tensors_that_stage_0_hands_over(name, request):
+    module = request.getfixturevalue(name)
+    noisy = noisy_nodes(module.graph)
+    assert places(module)
+    for place in places(module):
+        head, tail = set(noisy[: place.index + 1]), noisy[place.index + 1 :]
+        crossing = [n for n in noisy[: place.index + 1] if any(n in t.all_input_nodes for t in tail)]
+        stage0 = _stage(module, head, [], crossing)
+        assert nbytes(output_node(stage0.graph).meta["val"]) == place.crossing > 0
+
+
+def test_places_skip_where_something_other_than_a_tensor_would_cross():
+    class Halves(nn.Module):
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            a, b = torch.ops.aten.split.Tensor(sample * timestep, 2, -1)
+            return a * b + a
+
+    module = exported(Halves(), torch.randn(1, 4), torch.tensor(2.0))
+    noisy = noisy_nodes(module.graph)
+    behind = [noisy[p.index].name for p in places(module)]
+    assert "split" not in behind
+    assert "mul" in behind
+
+
+@pytest.mark.parametrize("kind", [toy.Toy, toy.Attention])
+def test_node_flops_are_those_that_torch_counts_on_the_module(kind):
+    denoiser = toy.seeded(kind)
+    if kind is toy.Toy:
+        args = tuple(toy.call_of().branch(0).tensors().values())
+        args = (*args[:3], {"text_embeds": args[3]})
+        module = toy.captured().program.graphs[0].get_submodule("denoiser")
+    else:
+        args = (torch.randn(1, 10, 16), torch.tensor(2.0))
+        module = exported(denoiser, *args)
+    assert isinstance(module, fx.GraphModule)
+    # the CPU's fused attention has no formula in torch; its plain kernels have
+    plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, plain, torch.no_grad():
+        denoiser(*args)
+    assert sum(node_flops(module).values()) == counter.get_total_flops()
+
+
+def test_attention_costs_two_matrix_products(attention):
+    flops = {n.name: f for n, f in node_flops(attention).items() if f}
+    found = [f for name, f in flops.items() if "attention" in name]
+    assert found == [2 * 2 * (2 * 10 * 10 * 8)] * 2  # two products of 2 heads, 10 x 10 x 8

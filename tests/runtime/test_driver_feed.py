@@ -1,0 +1,189 @@
+"""What the driver sends to a worker: only what changed. The worker is a thread here."""
+
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from hybridiff_compile import ops
+from hybridiff_compile.ir import Phase, RankProgram
+from hybridiff_compile.lower.eager import lower
+from hybridiff_compile.passes import build_programs
+from hybridiff_compile.runtime import messages, weights
+from hybridiff_compile.runtime.driver import Driver, one_thread
+from hybridiff_compile.runtime.fleet import Fleet
+from hybridiff_compile.worker import Worker
+from tests import toy
+from tests.loopback import Pair, pair
+
+CPU = torch.device("cpu")
+KEY = 3
+
+
+class Recorder:
+    """A fleet that remembers what it was told to send."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.groups, self.sent_bytes, self.messages = ops._groups, 0, []
+        self._connection = connection
+
+    def send(self, message: messages.Message) -> None:
+        self.messages.append(message)
+        messages.send(self._connection, message)
+
+    def ask(self, message: messages.Message) -> messages.Message:
+        self.send(message)
+        return messages.receive(self._connection)
+
+    def has_failed(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @property
+    def fed(self) -> list[tuple[str, ...]]:
+        return [m.fed for m in self.messages if isinstance(m, messages.Step)]
+
+
+class Served:
+    """A driver in one thread, its worker in the other."""
+
+    def __init__(self, ranks: Pair, file: Path) -> None:
+        ours, theirs = Pipe()
+        self._ranks = ranks
+        self.fleet = Recorder(cast(Connection, ours))
+        self.driver = Driver(cast(Fleet, self.fleet), CPU)
+        with torch.no_grad():
+            self.working = ranks.start(1, Worker(cast(Connection, theirs), 1, CPU).serve)
+        captured = toy.captured()
+        manifest, names = weights.publish(captured.program.graphs[0], file)
+        self.fleet.ask(messages.Weights(file, manifest))
+        programs = build_programs(captured.program, "paper").values()
+        variants = [lower(RankProgram.of(p, 0)) for p in programs]
+        self.driver.load(KEY, variants, [RankProgram.of(p, 1) for p in programs], names)
+
+    def step(self, phase: Phase, step: int, values: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self._ranks.start(0, self.driver.step, KEY, phase, step, values).result(60)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    with pair({}) as ranks:
+        served = Served(ranks, tmp_path / "weights")
+        yield served
+        served.fleet.close()
+        served.working.result(60)
+
+
+@pytest.fixture
+def inputs() -> dict[str, torch.Tensor]:
+    return toy.captured().inputs(toy.call_of())
+
+
+RANK_1 = ("sample", "timestep", "encoder_hidden_states_c", "added_text_embeds_c")
+
+
+def test_first_step_feeds_the_inputs_of_rank_1_and_no_other(served, inputs):
+    out = served.step(Phase.SERIAL, 0, inputs)
+    assert served.fleet.fed == [RANK_1]
+    call, denoiser = toy.call_of(), toy.seeded(toy.Toy)
+    assert torch.equal(out, torch.cat([toy.run(denoiser, call.branch(b)) for b in range(2)]))
+
+
+def test_inputs_that_did_not_change_are_not_sent_again(served, inputs):
+    first = served.step(Phase.SERIAL, 0, inputs)
+    second = served.step(Phase.SERIAL, 1, {**inputs, "timestep": torch.tensor(4.0)})
+    third = served.step(Phase.SERIAL, 2, inputs)
+    assert served.fleet.fed == [RANK_1, ("timestep",), ("timestep",)]
+    assert torch.equal(first, third)
+    assert not torch.equal(first, second)
+
+
+def test_new_view_of_the_same_memory_counts_as_unchanged(served, inputs):
+    served.step(Phase.SERIAL, 0, inputs)
+    served.step(Phase.SERIAL, 1, {n: t.view(t.shape) for n, t in inputs.items()})
+    assert served.fleet.fed[1] == ()
+
+
+def test_tensor_written_in_place_is_sent_again(served, inputs):
+    served.step(Phase.SERIAL, 0, inputs)
+    inputs["sample"].mul_(0.5)
+    out = served.step(Phase.SERIAL, 1, inputs)
+    assert served.fleet.fed[1] == ("sample",)
+    assert torch.equal(out, _fresh(served, {n: t.clone() for n, t in inputs.items()}))
+
+
+def test_equal_values_elsewhere_in_memory_are_sent(served, inputs):
+    served.step(Phase.SERIAL, 0, inputs)
+    served.step(Phase.SERIAL, 1, {**inputs, "sample": inputs["sample"].clone()})
+    assert served.fleet.fed[1] == ("sample",)
+
+
+def test_inference_tensors_are_always_sent(served, inputs):
+    with torch.inference_mode():
+        value = inputs["sample"].clone()
+    for step in range(2):
+        served.step(Phase.SERIAL, step, {**inputs, "sample": value})
+    assert [f[:1] for f in served.fleet.fed] == [("sample",), ("sample",)]
+
+
+def test_first_pipelined_step_feeds_the_cut_of_the_last_serial_one(served, inputs):
+    phases = (Phase.SERIAL, Phase.PIPELINED, Phase.PIPELINED, Phase.SERIAL, Phase.PIPELINED)
+    for step, phase in enumerate(phases):
+        value = {**inputs, "sample": torch.full((1, 4, 8, 8), step / 4)}
+        served.step(phase, step, value)
+    # A pipelined rank 1 reads no sample; it needs the newest one again when serial.
+    assert served.fleet.fed == [RANK_1, ("cut",), (), ("sample",), ("cut",)]
+
+
+def test_picture_that_changed_while_pipelined_reaches_rank_1_when_serial_again(served, inputs):
+    served.step(Phase.SERIAL, 0, inputs)
+    served.step(Phase.PIPELINED, 1, {**inputs, "sample": inputs["sample"] * 2})
+    third = {**inputs, "sample": inputs["sample"] * 3}
+    assert torch.equal(served.step(Phase.SERIAL, 2, third), _fresh(served, third))
+
+
+def _fresh(served: Served, values: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The two branches of these values, by the module itself."""
+    denoiser = toy.captured().program.graphs[0].get_submodule("denoiser")
+    names = [n for n in ("sample", "timestep", "encoder_hidden_states", "added_text_embeds")]
+    with torch.no_grad():
+        halves = [[values.get(n, values.get(f"{n}_{b}")) for n in names] for b in "uc"]
+        return torch.cat([cast(Any, denoiser)(*half) for half in halves])
+
+
+def test_thread_count_is_put_back(served, inputs):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with one_thread(CPU):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+        with pytest.raises(KeyError), one_thread(CPU):
+            raise KeyError
+        assert torch.get_num_threads() == 3
+        with one_thread(torch.device("cuda")):
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_failed_step_gives_the_fleet_up(served, inputs):
+    del inputs["timestep"]
+    with pytest.raises(KeyError, match="timestep"):
+        served.step(Phase.SERIAL, 0, inputs)
+    with pytest.raises(OSError, match="closed"):
+        served.fleet.send(messages.Ask())
+
+
+def test_unloaded_signature_is_forgotten_on_both_ranks(served, inputs):
+    served.step(Phase.SERIAL, 0, inputs)
+    served.driver.unload([KEY])
+    assert served.fleet.messages[-1] == messages.Unload((KEY,))
+    with pytest.raises(KeyError):
+        served.step(Phase.SERIAL, 1, inputs)

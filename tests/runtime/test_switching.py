@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from hybridiff_compile.config import SwitchSettings
+from hybridiff_compile.ir import Phase
+from hybridiff_compile.runtime.switching import discrepancy, find_tau1, phase_of, slope
+
+# U-shaped; with L = 2: G_2 .. G_7 = 0.19, 0.15, 0.09, 0.04, -0.005, -0.04
+CURVE = [1.0, 0.8, 0.62, 0.5, 0.44, 0.42, 0.45, 0.5]
+
+
+def settings(
+    L: int = 2, eps: float = 0.05, k: int = 3, cap: int = 20, tau1: int | None = None
+) -> SwitchSettings:
+    return SwitchSettings(L_slope=L, eps_slope=eps, k=k, tau_cap=cap, tau1=tau1)
+
+
+def test_discrepancy_is_the_mean_absolute_difference_over_the_mean_of_the_unconditional():
+    u = torch.tensor([[1.0, -2.0], [3.0, -4.0]])  # mean|u| = 2.5
+    c = torch.tensor([[1.5, -1.5], [2.5, -3.5]])  # mean|c - u| = 0.5
+    assert discrepancy(u, c).item() == pytest.approx(0.2)
+    assert discrepancy(c, u).item() == pytest.approx(0.5 / 2.25)
+    assert discrepancy(u, u).item() == 0
+
+
+def test_discrepancy_of_half_precision_is_computed_in_float32():
+    u = torch.full((70_000,), 2.0, dtype=torch.float16)  # its sum overflows float16
+    m = discrepancy(u, u * 1.5)
+    assert (m.dtype, m.shape) == (torch.float32, ())
+    assert m.item() == pytest.approx(0.5)
+
+
+def test_slope_divides_by_the_lag():
+    assert slope(CURVE, 5, 2) == pytest.approx((0.5 - 0.42) / 2)
+    assert slope(CURVE, 3, 3) == pytest.approx((1.0 - 0.5) / 3)
+
+
+def test_tau1_follows_the_first_step_whose_slope_is_below_the_threshold():
+    assert find_tau1(CURVE, settings()) == 6  # 1 + 5: G_4 = 0.09 is too steep, G_5 = 0.04 is not
+    assert find_tau1(CURVE, settings(eps=0.1)) == 5
+    assert find_tau1(CURVE, settings(eps=0.2)) == 3
+
+
+def test_no_decision_before_the_step_that_decides_has_run():
+    for seen in range(6):
+        assert find_tau1(CURVE[:seen], settings()) is None
+    assert find_tau1(CURVE[:6], settings()) == 6
+
+
+def test_threshold_itself_is_still_too_steep():
+    falling = [1.0, 0.75, 0.5, 0.25]
+    assert find_tau1(falling, settings(L=1, eps=0.25)) is None
+    assert find_tau1(falling, settings(L=1, eps=0.26)) == 2
+
+
+def test_rising_discrepancy_is_no_plateau():
+    rising = [0.1 + 0.01 * i for i in range(10)]
+    assert find_tau1(rising, settings()) is None
+    assert find_tau1(rising, settings(cap=10)) == 10
+
+
+def test_level_discrepancy_is_a_plateau():
+    assert find_tau1([0.5] * 3, settings()) == 3
+
+
+def test_first_slope_is_that_of_step_l():
+    assert find_tau1([0.5] * 3, settings(L=3)) is None
+    assert find_tau1([0.5] * 4, settings(L=3)) == 4
+
+
+def test_cap_decides_once_its_steps_have_run_even_before_the_first_slope():
+    assert find_tau1(CURVE[:3], settings(cap=4)) is None
+    assert find_tau1(CURVE[:4], settings(cap=4)) == 4
+    assert find_tau1(CURVE, settings(cap=4)) == 4
+    assert find_tau1(CURVE[:2], settings(L=12, cap=2)) == 2
+
+
+def test_cap_at_the_deciding_step_changes_nothing():
+    assert find_tau1(CURVE, settings(cap=6)) == 6
+    assert find_tau1(CURVE, settings(cap=5)) == 5
+
+
+def test_forced_tau1_is_not_looked_for():
+    assert find_tau1([], settings(tau1=9)) == 9
+    assert find_tau1(CURVE, settings(tau1=1, cap=4)) == 1
+
+
+def test_pipelined_steps_are_tau1_to_tau2_less_one():
+    phases = [phase_of(i, 4, settings(k=3)) for i in range(9)]
+    assert [i for i, p in enumerate(phases) if p is Phase.PIPELINED] == [4, 5, 6]
+
+
+def test_serial_without_switching_or_decision():
+    assert phase_of(5, 4, None) is Phase.SERIAL
+    assert phase_of(5, None, settings()) is Phase.SERIAL

@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hybridiff_compile.runtime.weights import attach, publish
+
+CPU = torch.device("cpu")
+
+
+class Odd(nn.Module):
+    """Weights of every kind: channels_last, transposed, tied, half precision, buffers, frozen."""
+
+    steps: torch.Tensor
+    table: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)  # pyright: ignore
+        self.token = nn.Embedding(7, 4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.token.weight
+        self.half = nn.Linear(3, 3).half()
+        self.flipped = nn.Parameter(torch.randn(4, 6).t(), requires_grad=False)
+        self.register_buffer("steps", torch.tensor(12))
+        self.register_buffer("table", torch.arange(8).expand(3, 8), persistent=False)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "weights"
+
+
+def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return dict((*module.named_parameters(), *module.named_buffers()))
+
+
+def test_attached_weights_have_the_bits_of_the_published_ones(file):
+    module = Odd()
+    before = {n: t.detach().clone() for n, t in tensors(module).items()}
+    manifest, _ = publish(module, file)
+    attached = attach(file, manifest, CPU)
+    assert attached.keys() == before.keys()
+    for name, tensor in before.items():
+        assert attached[name].dtype == tensor.dtype
+        assert torch.equal(attached[name], tensor)
+        assert torch.equal(tensors(module)[name], tensor)
+
+
+def test_there_is_one_copy_a_write_is_seen_on_the_other_side(file):
+    module = Odd()
+    manifest, _ = publish(module, file)
+    attached = attach(file, manifest, CPU)
+    with torch.no_grad():
+        module.conv.weight.fill_(3.0)
+        module.steps.fill_(99)
+        attached["flipped"].zero_()
+    assert (attached["conv.weight"] == 3).all()
+    assert attached["steps"] == 99
+    assert (module.flipped == 0).all()
+
+
+def test_mapping_outlives_its_file(file):
+    module = Odd()
+    manifest, _ = publish(module, file)
+    attached = attach(file, manifest, CPU)
+    file.unlink()
+    with torch.no_grad():
+        module.token.weight.fill_(2.0)
+    assert (attached["token.weight"] == 2).all()
+
+
+def test_strides_are_kept(file):
+    module = Odd()
+    manifest, _ = publish(module, file)
+    attached = attach(file, manifest, CPU)
+    assert attached["conv.weight"].is_contiguous(memory_format=torch.channels_last)
+    assert module.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert attached["flipped"].stride() == module.flipped.stride() == (1, 6)
+    assert attached["table"].shape == (3, 8)
+
+
+def test_tied_parameters_stay_tied_and_travel_once(file):
+    module = Odd()
+    manifest, names = publish(module, file)
+    assert "head.weight" not in manifest
+    assert module.head.weight is module.token.weight
+    assert names[id(module.head.weight)] == "token.weight"
+    assert len(names) == len(manifest) == len(tensors(module))
+
+
+def test_parameters_stay_the_same_objects(file):
+    module = Odd()
+    before = {n: (id(t), t.requires_grad) for n, t in tensors(module).items()}
+    _, names = publish(module, file)
+    assert {n: (id(t), t.requires_grad) for n, t in tensors(module).items()} == before
+    assert names == {i: n for n, (i, _) in before.items()}
+
+
+def test_weights_do_not_overlap_and_are_aligned(file):
+    manifest, _ = publish(Odd(), file)
+    end = 0
+    for weight in manifest.values():
+        assert weight.offset % 64 == 0
+        assert weight.offset >= end
+        count = torch.Size(weight.shape).numel()
+        end = weight.offset + count * weight.dtype.itemsize
+    assert file.stat().st_size >= end
+
+
+def test_publishing_again_moves_the_weights_to_the_new_file(file, tmp_path):
+    module = Odd()
+    first, _ = publish(module, file)
+    old = attach(file, first, CPU)
+    second, _ = publish(module, tmp_path / "again")
+    new = attach(tmp_path / "again", second, CPU)
+    with torch.no_grad():
+        module.conv.weight.fill_(5.0)
+    assert (new["conv.weight"] == 5).all()
+    assert not (old["conv.weight"] == 5).any()
+
+
+def test_module_without_weights_can_be_published(file):
+    manifest, names = publish(nn.Identity(), file)
+    assert attach(file, manifest, CPU) == names == {}

@@ -1,0 +1,92 @@
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+
+from hybridiff_compile.config import TRANSFORMER_SWITCHING, UNET_SWITCHING, Config, SwitchSettings
+from hybridiff_compile.errors import ConfigError, HybridiffError
+
+
+def paper(**settings: Any) -> Config:
+    return Config(mode="paper", **settings)
+
+
+@pytest.mark.parametrize(
+    ("family", "steps", "expected"),
+    [
+        (UNET_SWITCHING, 50, (12, 0.4e-3, 5, 15)),
+        (UNET_SWITCHING, 28, (7, 0.4e-3 * 50 / 28, 3, 8)),
+        (UNET_SWITCHING, 20, (5, 1e-3, 2, 6)),
+        (TRANSFORMER_SWITCHING, 50, (15, 0.1e-3, 5, 40)),
+        (TRANSFORMER_SWITCHING, 28, (8, 0.1e-3 * 50 / 28, 3, 22)),
+        (TRANSFORMER_SWITCHING, 20, (6, 0.25e-3, 2, 16)),
+    ],
+)
+def test_the_papers_constants_scale_with_the_steps(family, steps, expected):
+    s = paper().switching(family, steps)
+    assert s is not None
+    assert (s.L_slope, s.k, s.tau_cap, s.tau1) == (*(expected[i] for i in (0, 2, 3)), None)
+    assert s.eps_slope == pytest.approx(expected[1])
+
+
+def test_scaled_constants_are_at_least_one_step():
+    assert UNET_SWITCHING.scaled(2) == SwitchSettings(1, pytest.approx(0.01), 1, 1)
+
+
+def test_given_values_are_used_as_they_are():
+    config = paper(L_slope=3, eps_slope=0.5, k=4, tau_cap=9)
+    assert config.switching(UNET_SWITCHING, 20) == SwitchSettings(3, 0.5, 4, 9)
+    assert paper(k=4).switching(UNET_SWITCHING, 20) == SwitchSettings(5, pytest.approx(1e-3), 4, 6)
+
+
+def test_forced_tau1_replaces_the_cap_in_the_check():
+    settings = paper(tau1=17, k=3, tau_cap=400).switching(UNET_SWITCHING, 20)
+    assert settings is not None
+    assert settings.tau1 == 17
+
+
+def test_exact_mode_never_switches():
+    assert Config().switching(UNET_SWITCHING, 50) is None
+    assert Config(gpus=1).switching(UNET_SWITCHING, 1) is None
+
+
+def test_pipelined_steps_may_end_with_the_run_but_not_after_it():
+    assert paper(tau1=15, k=5).switching(UNET_SWITCHING, 20) is not None
+    with pytest.raises(ConfigError, match=r"tau1=16 and k=5 end at step 21, .* 20 steps; lower"):
+        paper(tau1=16, k=5).switching(UNET_SWITCHING, 20)
+    with pytest.raises(ConfigError, match=r"tau_cap=19 and k=2 end at step 21, .* use more steps"):
+        paper(tau_cap=19).switching(UNET_SWITCHING, 20)
+    with pytest.raises(ConfigError, match=r"tau_cap=1 and k=1 end at step 2, .* run's 1 steps"):
+        paper().switching(UNET_SWITCHING, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gpus": 3}, "gpus=3: .* pass 1 or 2"),
+        ({"gpus": 0}, "gpus=0: .* pass 1 or 2"),
+        ({"gpus": True}, "gpus=True: .* pass 1 or 2"),
+        ({"gpus": "2"}, "gpus='2': .* pass 1 or 2"),
+        ({"mode": "fast"}, "mode='fast' is unknown; choose one of exact, paper"),
+        ({"backend": "onnx"}, "backend='onnx' is unknown; choose one of eager"),
+        ({"mode": "paper", "gpus": 1}, "mode='paper' pipelines two ranks; pass gpus=2, or mode="),
+        ({"mode": "paper", "k": 0}, "k=0 must be a whole number of steps, at least 1"),
+        ({"mode": "paper", "L_slope": -1}, "L_slope=-1 must be a whole number"),
+        ({"mode": "paper", "tau_cap": 2.5}, "tau_cap=2.5 must be a whole number"),
+        ({"mode": "paper", "tau1": "6"}, "tau1='6' must be a whole number"),
+        ({"mode": "paper", "eps_slope": 0.0}, "eps_slope=0.0 must be above 0"),
+        ({"mode": "paper", "eps_slope": float("nan")}, "eps_slope=nan must be above 0"),
+        ({"k": 5}, "k: only mode='paper' switches; drop it or change mode"),
+        ({"eps_slope": 0.1, "tau1": 4}, "eps_slope, tau1: only mode='paper' switches"),
+    ],
+)
+def test_bad_setting_is_refused_with_its_value_and_what_to_do(settings, message):
+    with pytest.raises(ConfigError, match=message) as e:
+        Config(**settings)
+    assert isinstance(e.value, HybridiffError)
+    assert isinstance(e.value, ValueError)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        Config().gpus = 1  # pyright: ignore[reportAttributeAccessIssue]
