@@ -198,7 +198,7 @@ def loss_sdxl(pipe: StableDiffusionXLPipeline, captions: list[str], latents: Ten
     ratio = alphas[times] / (1 - alphas[times])
     # Nearly equal weight for errors of the picture: layout and colours, decided in heavy noise, are
     # a vanishing part of the plain noise error.
-    weight = 1 / (ratio + 0.05)
+    weight = 1 / (ratio + 0.005)
     return ((predicted - noise).square().mean((1, 2, 3)) * weight).mean()
 
 

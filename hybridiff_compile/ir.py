@@ -107,31 +107,31 @@ class StepProgram:
         return "\n\n".join([head, *(format_graph(g, r) for r, g in enumerate(self.graphs))])
 
 
-#: Shape and dtype of a value that a rank is fed.
-Spec = tuple[tuple[int, ...], torch.dtype]
-
-
 @dataclass(frozen=True)
 class RankProgram:
     """One rank's part of a step program: what travels to its process.
 
     Attributes:
-        specs: of every placeholder.
+        specs: of every placeholder, a tensor on the meta device with its shape, strides and dtype.
     """
 
     phase: Phase
     rank: int
     contract: RankContract
     module: fx.GraphModule
-    specs: Mapping[str, Spec]
+    specs: Mapping[str, torch.Tensor]
 
     @classmethod
     def of(cls, program: StepProgram, rank: int) -> RankProgram:
         """Take one rank's part."""
         module = program.graphs[rank]
         placeholders = (n for n in module.graph.nodes if n.op == "placeholder")
-        specs = {n.name: (tuple(n.meta["val"].shape), n.meta["val"].dtype) for n in placeholders}
+        specs = {n.name: _meta(n.meta["val"]) for n in placeholders}
         return cls(program.phase, rank, program.contracts[rank], module, specs)
+
+
+def _meta(value: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Variant:
 
     phase: Phase
     contract: RankContract
-    specs: Mapping[str, Spec]
+    specs: Mapping[str, torch.Tensor]
     call: Callable[..., Mapping[str, torch.Tensor]]
 
 

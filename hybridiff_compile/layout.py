@@ -1,4 +1,4 @@
-"""How the tensors of a cut lie in the one buffer that crosses between two stages."""
+"""How several tensors lie in the one buffer that crosses between two ranks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-# Every tensor starts at a multiple of this, so that a view of any dtype is aligned.
-_ALIGNMENT = 16
+# Every tensor starts at a multiple of this, as if the CPU allocator had made it: kernels choose
+# their path, and so their last bits, by alignment.
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One tensor of a cut: its strides are kept, so that the kernels that read it stay the same."""
+    """One tensor: its strides are kept, so that the kernels that read it stay the same."""
 
     offset: int
     shape: tuple[int, ...]
@@ -31,7 +32,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The slots of a cut in one uint8 buffer of `nbytes` bytes."""
+    """The slots of some tensors in one uint8 buffer of `nbytes` bytes."""
 
     slots: tuple[Slot, ...]
     nbytes: int
@@ -44,6 +45,17 @@ class Layout:
             slots.append(Slot(offset, tuple(t.shape), _dense_stride(t), t.dtype))
             offset += -(-t.numel() * t.element_size() // _ALIGNMENT) * _ALIGNMENT
         return cls(tuple(slots), offset)
+
+    def pack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Copy the tensors into one new buffer, uint8[nbytes]."""
+        buffer = torch.empty(self.nbytes, dtype=torch.uint8, device=tensors[0].device)
+        for slot, tensor in zip(self.slots, tensors, strict=True):
+            slot.view(buffer).copy_(tensor)
+        return buffer
+
+    def unpack(self, buffer: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """View a buffer as the tensors; no copy."""
+        return tuple(slot.view(buffer) for slot in self.slots)
 
 
 def _dense_stride(t: torch.Tensor) -> tuple[int, ...]:
@@ -58,7 +70,7 @@ def _dense_stride(t: torch.Tensor) -> tuple[int, ...]:
 
 
 class PackCut(nn.Module):
-    """Copy the tensors of a cut into one new buffer: `(t0, t1, ...) -> uint8[nbytes]`."""
+    """`Layout.pack` as a node of a step graph: `(t0, t1, ...) -> uint8[nbytes]`."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
@@ -66,14 +78,11 @@ class PackCut(nn.Module):
 
     def forward(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the buffer."""
-        buffer = torch.empty(self.layout.nbytes, dtype=torch.uint8, device=tensors[0].device)
-        for slot, tensor in zip(self.layout.slots, tensors, strict=True):
-            slot.view(buffer).copy_(tensor)
-        return buffer
+        return self.layout.pack(tensors)
 
 
 class UnpackCut(nn.Module):
-    """View a buffer as the tensors of a cut: `uint8[nbytes] -> (t0, t1, ...)`, no copy."""
+    """`Layout.unpack` as a node of a step graph: `uint8[nbytes] -> (t0, t1, ...)`."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
@@ -81,4 +90,4 @@ class UnpackCut(nn.Module):
 
     def forward(self, buffer: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the views."""
-        return tuple(slot.view(buffer) for slot in self.layout.slots)
+        return self.layout.unpack(buffer)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from hybridiff_compile import ops
 from hybridiff_compile.ir import RankProgram
+from hybridiff_compile.layout import Layout
 from hybridiff_compile.lower.device import retarget
 from hybridiff_compile.lower.eager import lower
 from hybridiff_compile.runtime import messages, transfer, weights
@@ -63,14 +64,16 @@ class Worker:
                 raise RuntimeError("a worker answers, it is not answered")
 
     def _step(self, message: messages.Step) -> None:
-        specs = self._rank.variant(message.key, message.phase).specs
-        arriving = {}
-        for tag, name in enumerate(message.fed, messages.FEED_TAG):
-            shape, dtype = specs[name]
-            args = (list(shape), dtype, self._device, 0, tag, messages.FEED_GROUP)
-            arriving[name] = ops.recv(*args)
-        fed = {name: ops.wait(value) for name, value in arriving.items()}
+        fed = self._receive(message) if message.fed else {}
         self._rank.step(message.key, message.phase, message.step, fed)
+
+    def _receive(self, message: messages.Step) -> dict[str, torch.Tensor]:
+        """The new inputs of a step, as views of the one buffer that they came in."""
+        specs = self._rank.variant(message.key, message.phase).specs
+        layout = Layout.of([specs[name] for name in message.fed])
+        link = (0, messages.FEED_TAG, messages.FEED_GROUP)
+        arriving = ops.recv([layout.nbytes], torch.uint8, self._device, *link)
+        return dict(zip(message.fed, layout.unpack(ops.wait(arriving)), strict=True))
 
     def _status(self) -> messages.Status:
         rss_mb = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6

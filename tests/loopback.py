@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -77,8 +78,9 @@ class Pair:
 @contextmanager
 def pair(programs: Mapping[Phase, StepProgram]) -> Iterator[Pair]:
     """Connect two ranks; the links and the thread count are put back as they were."""
-    before, threads = dict(ops._groups), torch.get_num_threads()
+    before, threads, timeout = ops._groups, torch.get_num_threads(), ops.STEP_TIMEOUT
     torch.set_num_threads(1)
+    ops.STEP_TIMEOUT = timedelta(seconds=30)  # a broken program hangs no longer than this
     ranks = Pair(programs)
     try:
         yield ranks
@@ -86,4 +88,5 @@ def pair(programs: Mapping[Phase, StepProgram]) -> Iterator[Pair]:
         for thread in ranks.threads:
             thread.shutdown()
         ops.activate(before)
+        ops.STEP_TIMEOUT = timeout
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Plain single-process re-computations that the runtime is compared with; they share no code with it.
+"""Plain single-process re-computations that the runtime is compared with, sharing no code with it.
 
 They split the pipeline's own batched calls with their own few lines, and know the algorithm only
 from the paper. Of the library they take one fact: where it has cut the denoiser.
@@ -134,4 +134,7 @@ class PaperReference:
     def without_picture(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if args:
             return (torch.full_like(args[0], torch.nan), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": torch.full_like(kwargs["hidden_states"], torch.nan)}
+        return args, {
+            **kwargs,
+            "hidden_states": torch.full_like(kwargs["hidden_states"], torch.nan),
+        }

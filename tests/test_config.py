@@ -30,13 +30,13 @@ def test_the_papers_constants_scale_with_the_steps(family, steps, expected):
 
 
 def test_scaled_constants_are_at_least_one_step():
-    assert UNET_SWITCHING.scaled(2) == SwitchSettings(1, pytest.approx(0.01), 1, 1)
+    assert UNET_SWITCHING.scaled(2) == SwitchSettings(1, 0.01, 1, 1)
 
 
 def test_given_values_are_used_as_they_are():
     config = paper(L_slope=3, eps_slope=0.5, k=4, tau_cap=9)
     assert config.switching(UNET_SWITCHING, 20) == SwitchSettings(3, 0.5, 4, 9)
-    assert paper(k=4).switching(UNET_SWITCHING, 20) == SwitchSettings(5, pytest.approx(1e-3), 4, 6)
+    assert paper(k=4).switching(UNET_SWITCHING, 20) == SwitchSettings(5, 0.4e-3 * 50 / 20, 4, 6)
 
 
 def test_forced_tau1_replaces_the_cap_in_the_check():

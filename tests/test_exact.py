@@ -85,7 +85,9 @@ def test_the_driver_feeds_embeddings_once_a_run(sd3: Pair) -> None:
     four_more_steps = model.report.bytes_sent - short
     by_phase = model._session.programs()[0]
     serial = by_phase[hybridiff_compile.Phase.SERIAL]
-    values = {n.name: n.meta["val"] for g in serial.graphs for n in g.graph.nodes if "val" in n.meta}
+    values = {
+        n.name: n.meta["val"] for g in serial.graphs for n in g.graph.nodes if "val" in n.meta
+    }
     latent_bytes = values["hidden_states"].nbytes
     embedding_bytes = values["encoder_hidden_states_c"].nbytes
     assert embedding_bytes < short

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention, silu
 
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.trace import Captured, capture
@@ -50,8 +50,8 @@ class Toy(nn.Module):
             emb = emb + added["text_embeds"]
         emb = emb[:, :, None, None]
         skip = self.conv_in(sample)
-        h = self.down(F.silu(skip + emb))
-        h = self.up(F.silu(h + emb))
+        h = self.down(silu(skip + emb))
+        h = self.up(silu(h + emb))
         out = self.conv_out(h + skip)
         return {"sample": out} if return_dict else (out,)
 
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         x = sample + timestep
         for qkv, out in zip(self.qkv, self.out, strict=True):
             q, k, v = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in qkv(x).chunk(3, -1))
-            x = x + out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+            x = x + out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
         return x
 
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.ir import BRANCHES
 
-#: What a capture is good for: every tensor's place, shape, dtype and device, every other argument.
+#: What a capture is good for: every tensor's shape, strides, dtype and device, every constant.
 Signature = tuple[Any, ...]
 
 
@@ -56,7 +56,7 @@ class DenoiserCall:
 
         def of(leaf: Any) -> Any:
             if isinstance(leaf, torch.Tensor):
-                return tuple(leaf.shape), leaf.dtype, leaf.device
+                return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device
             return repr(leaf)
 
         return (self.names, tuple(of(leaf) for leaf in self.leaves), str(self.spec))

@@ -34,5 +34,9 @@ def _settings(values: Mapping[str, Any]) -> Iterator[Any]:
             yield key, value
         elif isinstance(value, Mapping) and not key.startswith("_"):
             yield key, tuple((k, v) for k, v in value.items() if isinstance(v, _PLAIN))
+        elif isinstance(value, list | tuple):
+            yield key, tuple(v for v in value if isinstance(v, _PLAIN))
+        elif key in ("_forward_hooks", "_forward_pre_hooks"):
+            yield key, tuple(value)
         elif key == "processor":
             yield key, id(value), type(value)

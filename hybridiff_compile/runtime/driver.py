@@ -9,6 +9,7 @@ import torch
 
 from hybridiff_compile import ops
 from hybridiff_compile.ir import Phase, RankProgram, Variant
+from hybridiff_compile.layout import Layout
 from hybridiff_compile.runtime import messages, transfer
 from hybridiff_compile.runtime.fleet import Fleet
 from hybridiff_compile.runtime.rank import Rank
@@ -111,23 +112,20 @@ class Driver:
     def _step(
         self, key: int, phase: Phase, step: int, values: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        contract = self._peer[key, phase].contract
-        fed = self._changed(key, values, contract.inputs)
+        peer = self._peer[key, phase]
+        fed = self._changed(key, values, peer.contract.inputs)
         if phase != self._last_phase.get(key, Phase.SERIAL):
             # The cut of the last serial step fills the pipeline, so filling costs no compute.
-            fed.update(self._rank.kept(key, contract.state))
+            fed.update(self._rank.kept(key, peer.contract.state))
         self._last_phase[key] = phase
         ops.activate(self.fleet.groups)
         self.fleet.send(messages.Step(key, phase, step, tuple(fed)))
         with torch.no_grad(), one_thread(self._device):
-            tokens = [
-                ops.send(value, 1, tag, messages.FEED_GROUP)
-                for tag, value in enumerate(fed.values(), messages.FEED_TAG)
-            ]
+            token = _feed(peer, fed)
             own = self._rank.variant(key, phase).contract.inputs
             mine = {name: values[name] for name in own if name in values}
             returned = self._rank.step(key, phase, step, mine)
-            for token in tokens:
+            if token is not None:
                 ops.wait(token)
         return returned["prediction"]
 
@@ -139,6 +137,14 @@ class Driver:
         fed = {n: values[n] for n in wanted if n in values and not _same(sent.get(n), values[n])}
         sent.update({n: (v, _version(v)) for n, v in fed.items()})
         return fed
+
+
+def _feed(peer: RankProgram, fed: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Start to send the worker its new inputs, packed; return the token to wait for."""
+    if not fed:
+        return None
+    buffer = Layout.of([peer.specs[name] for name in fed]).pack(list(fed.values()))
+    return ops.send(buffer, 1, messages.FEED_TAG, messages.FEED_GROUP)
 
 
 def _version(value: torch.Tensor) -> int | None:

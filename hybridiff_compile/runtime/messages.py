@@ -11,7 +11,7 @@ from hybridiff_compile import ops
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.runtime.weights import Manifest
 
-#: Links that carry fed inputs have tags above those of the programs' own links.
+#: The link that carries fed inputs has a tag above those of the programs' own links.
 FEED_TAG = 1 << 15
 FEED_GROUP = ops.group_name(0, 1)
 
@@ -41,7 +41,7 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Run a step; the named inputs follow on the feed's link, in this order."""
+    """Run a step; the named inputs follow on the feed's link, packed in this order."""
 
     key: int
     phase: Phase

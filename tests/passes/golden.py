@@ -1,6 +1,7 @@
 """Golden texts: `<test module>.expected` beside a test module, compared exactly.
 
-`HYBRIDIFF_ACCEPT=1 python -m pytest tests/passes` rewrites them; read the difference before you keep it.
+`HYBRIDIFF_ACCEPT=1 python -m pytest tests/passes` rewrites them; read the difference before you
+keep it.
 """
 
 from __future__ import annotations

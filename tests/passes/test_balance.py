@@ -85,7 +85,9 @@ def test_crossing_bytes_are_those_of_the_tensors_that_stage_0_hands_over(name, r
     assert places(module)
     for place in places(module):
         head, tail = set(noisy[: place.index + 1]), noisy[place.index + 1 :]
-        crossing = [n for n in noisy[: place.index + 1] if any(n in t.all_input_nodes for t in tail)]
+        crossing = [
+            n for n in noisy[: place.index + 1] if any(n in t.all_input_nodes for t in tail)
+        ]
         stage0 = _stage(module, head, [], crossing)
         assert nbytes(output_node(stage0.graph).meta["val"]) == place.crossing > 0
 

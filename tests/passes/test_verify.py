@@ -158,7 +158,9 @@ def test_v2_tag_used_twice(pipelined):
         token = graph.call_function(ops.WAIT, (again,))
     token.meta = dict(again.meta)
     output_node(graph).args = ({**returned_values(graph), "sent_again": token},)
-    with pytest.raises(VerifyError, match=r"V2, rank 0, .*link \(0, 1, 0, 'data0to1'\) is used twi"):
+    with pytest.raises(
+        VerifyError, match=r"V2, rank 0, .*link \(0, 1, 0, 'data0to1'\) is used twi"
+    ):
         verify(pipelined)
 
 
@@ -244,7 +246,9 @@ def test_v3_value_used_before_its_wait(linked):
 
 def test_v3_token_that_is_not_returned(linked):
     forget_result(linked, 1, "sent_eps_c")
-    with pytest.raises(VerifyError, match=r"V3, rank 1, node sent_eps_c: the token is not returned"):
+    with pytest.raises(
+        VerifyError, match=r"V3, rank 1, node sent_eps_c: the token is not returned"
+    ):
         verify(linked)
 
 
@@ -288,13 +292,17 @@ def test_v5_guard_that_checks_the_wrong_rank(guarded):
 
 def test_v5_guard_that_compares_a_stamp_with_itself(guarded):
     set_arg(node(guarded, 0, "guard1"), 1, node(guarded, 0, "stamp"))
-    with pytest.raises(VerifyError, match=r"V5, rank 0, node guard1: it must read the input `stamp`"):
+    with pytest.raises(
+        VerifyError, match=r"V5, rank 0, node guard1: it must read the input `stamp`"
+    ):
         verify(guarded)
 
 
 def test_v5_guard_that_reads_another_input_than_the_stamp(guarded):
     set_arg(node(guarded, 0, "guard1"), 0, node(guarded, 0, "timestep"))
-    with pytest.raises(VerifyError, match=r"V5, rank 0, node guard1: it must read the input `stamp`"):
+    with pytest.raises(
+        VerifyError, match=r"V5, rank 0, node guard1: it must read the input `stamp`"
+    ):
         verify(guarded)
 
 

@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from torch import fx, nn
@@ -78,9 +76,9 @@ def test_weights_that_arrive_are_those_of_the_receiving_process(programs, weight
     names = {id(tensor): name for name, tensor in weights.items()}
     here = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     (after,) = transfer.load(transfer.dump([programs[Phase.SERIAL]], names), here)
-    stage = after.module.get_submodule("stage1")
-    assert stage.get_parameter("up.weight").data_ptr() == here["up.weight"].data_ptr()
-    assert all(p.abs().sum() == 0 for p in stage.parameters())
+    stage1 = after.module.get_submodule("stage1")
+    assert stage1.get_submodule("up").weight is here["up.weight"]
+    assert stage1.get_submodule("conv_out").bias is here["conv_out.bias"]
 
 
 def test_weights_do_not_travel():
@@ -122,6 +120,6 @@ def test_loading_runs_no_receive(programs, weights, monkeypatch):
 
 
 def test_writing_leaves_the_programs_as_they_were(programs, weights):
-    before = copy.copy(str(programs[Phase.SERIAL].module.graph))
+    before = str(programs[Phase.SERIAL].module.graph)
     round_trip(list(programs.values()), weights)
     assert str(programs[Phase.SERIAL].module.graph) == before

@@ -1,0 +1,127 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from hybridiff_compile.capture.call import DenoiserCall, only_tensor
+from hybridiff_compile.errors import CaptureError
+from tests import toy
+
+
+def of(*args: object, **kwargs: object) -> DenoiserCall:
+    return DenoiserCall.of(("sample", "timestep", "text"), args, kwargs)
+
+
+def doubled(*shape: int) -> torch.Tensor:
+    half = torch.randn(*shape)
+    return torch.cat([half, half])
+
+
+def test_positional_arguments_are_named_by_their_parameters():
+    call = of(doubled(1, 2), torch.tensor(3.0), text=doubled(1, 4), return_dict=False)
+    assert call.names == ("sample", "timestep", "text", "return_dict")
+    assert list(call.tensors()) == ["sample", "timestep", "text"]
+
+
+def test_nested_arguments_are_named_by_their_path():
+    added = {"text_embeds": torch.ones(2, 4), "time_ids": torch.ones(2, 6)}
+    residuals = (torch.ones(2, 1), [torch.ones(2, 2)])
+    call = of(doubled(1, 2), added_cond_kwargs=added, residuals=residuals, mask=None)
+    assert list(call.tensors())[1:] == [
+        "added_cond_kwargs_text_embeds",
+        "added_cond_kwargs_time_ids",
+        "residuals_0",
+        "residuals_1_0",
+    ]
+    assert call.names == (*call.tensors(), "mask")
+
+
+def test_arguments_come_back_as_they_were_given():
+    sample, text = doubled(1, 2), torch.ones(2, 3)
+    call = of(sample, 5, added={"a": (text, None)}, return_dict=False)
+    positional, keyword = call.arguments
+    assert list(positional) == ["sample", "timestep"]
+    assert positional["sample"] is sample
+    assert positional["timestep"] == 5
+    assert keyword["added"]["a"][0] is text
+    assert keyword["added"]["a"][1] is None
+    assert keyword["return_dict"] is False
+
+
+def test_branch_slices_every_tensor_of_the_doubled_batch():
+    sample, ids = doubled(2, 3), torch.arange(4)
+    call = of(sample, torch.tensor(7.0), added={"ids": (ids, torch.ones(3, 4))}, scale=0.5)
+    for b, expected in enumerate(([0, 1], [2, 3])):
+        positional, keyword = call.branch(b).arguments
+        assert torch.equal(positional["sample"], sample[:2])
+        assert positional["timestep"].shape == ()
+        assert keyword["added"]["ids"][0].tolist() == expected
+        assert keyword["added"]["ids"][1].shape == (3, 4)  # its dim 0 is not the batch
+        assert keyword["scale"] == 0.5
+
+
+def test_batch_of_one_picture_is_sliced_into_single_rows():
+    call = of(doubled(1, 3), torch.tensor([1.0, 2.0]))
+    assert call.branch(1).tensors()["timestep"].tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        (doubled(1, 4), True),
+        (doubled(2, 4), True),
+        (torch.randn(2, 4), False),
+        (torch.randn(1, 4), False),
+        (doubled(3, 4)[:3], False),
+        (torch.tensor(1.0), False),
+    ],
+    ids=["one picture", "two pictures", "unequal halves", "batch of one", "odd batch", "0-dim"],
+)
+def test_guided_when_both_halves_of_the_noisy_picture_are_bit_equal(sample, expected):
+    assert of(sample, torch.tensor(1.0)).is_guided() is expected
+
+
+def test_call_without_tensors_is_not_guided():
+    assert of(1, text="a").is_guided() is False
+
+
+def test_one_bit_makes_the_halves_unequal():
+    sample = doubled(1, 4)
+    sample[1, 0] = torch.nextafter(sample[1, 0], torch.tensor(9.0))
+    assert not of(sample).is_guided()
+
+
+def test_signature_changes_with_shape_dtype_constant_and_structure_but_not_with_values():
+    base = toy.call_of().signature()
+    assert toy.call_of(seed=9).signature() == base
+    assert hash(base) == hash(toy.call_of(seed=9).signature())
+    assert toy.call_of(batch=2).signature() != base
+    assert toy.call_of(return_dict=True).signature() != base
+    assert toy.call_of(added=None).signature() != base
+    half = toy.call_of(encoder_hidden_states=torch.ones(2, 3, 6).half())
+    assert half.signature() != base
+
+
+@dataclass
+class Output:
+    sample: torch.Tensor
+
+
+def test_only_tensor_is_taken_out_of_its_tree():
+    value = torch.ones(2)
+    for output in (value, (value,), {"sample": value}, [value]):
+        assert only_tensor(output, "Toy")[0] is value
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ((torch.ones(1), torch.ones(1)), "Toy returns 2 tensors among 2 values"),
+        ((), "Toy returns 0 tensors among 0 values"),
+        ((torch.ones(1), "log"), "Toy returns 1 tensors among 2 values"),
+        (Output(torch.ones(1)), "Toy returns 0 tensors among 1 values"),
+    ],
+)
+def test_other_outputs_are_refused(output, message):
+    with pytest.raises(CaptureError, match=f"{message}.*gpus=1"):
+        only_tensor(output, "Toy")

@@ -1,0 +1,173 @@
+import pytest
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.capture.trace import Captured, capture
+from hybridiff_compile.errors import CaptureError
+from hybridiff_compile.ir import Level, Phase
+from tests import toy
+
+
+def capture_simple(denoiser: nn.Module, sample: torch.Tensor | None = None) -> Captured:
+    """Capture `denoiser(sample)` from a doubled call."""
+    half = torch.randn(1, 4) if sample is None else sample
+    call = DenoiserCall.of(("sample",), (torch.cat([half, half]),), {})
+    positional, keyword = call.arguments
+    return capture(denoiser, call, lambda: denoiser(*positional.values(), **keyword))
+
+
+def denoiser_of(captured: Captured) -> fx.GraphModule:
+    module = captured.program.graphs[0].get_submodule("denoiser")
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_step_computes_both_branches_bit_for_bit(batch):
+    denoiser, call = toy.seeded(toy.Toy), toy.call_of(batch)
+    captured = toy.capture_of(denoiser, call)
+    later = toy.call_of(batch, seed=7)
+    values = captured.inputs(later)
+    (contract,) = captured.program.contracts
+    with torch.no_grad():
+        out = captured.program.graphs[0](*(values[n] for n in contract.inputs))["prediction"]
+    expected = torch.cat([toy.run(denoiser, later.branch(b)) for b in range(2)])
+    assert out.shape == (2 * batch, 4, 8, 8)
+    assert torch.equal(out, expected)
+
+
+def test_program_is_a_small_serial_graph_of_one_rank():
+    program = toy.captured().program
+    assert (program.phase, program.level) == (Phase.SERIAL, Level.CAPTURED)
+    assert program.contracts[0].results == ("prediction",)
+    calls = [n.target for n in program.graphs[0].graph.nodes if n.op == "call_module"]
+    assert calls == ["denoiser", "denoiser"]
+    assert len(program.graphs[0].graph.nodes) <= 15
+
+
+def test_program_prediction_has_the_batch_that_the_pipeline_expects():
+    (node,) = [n for n in toy.captured().program.graphs[0].graph.nodes if n.name == "cat"]
+    assert node.meta["val"].shape == (2, 4, 8, 8)
+
+
+def test_parameters_and_buffers_are_named_and_shared_with_the_denoiser():
+    denoiser = toy.seeded(toy.Toy)
+    captured = toy.capture_of(denoiser, toy.call_of())
+    own = dict((*denoiser.named_parameters(), *denoiser.named_buffers()))
+    assert captured.program.parameters == own.keys()
+    graph = denoiser_of(captured)
+    for name, tensor in (*graph.named_parameters(), *graph.named_buffers()):
+        assert tensor is own[name]
+
+
+def test_noisy_picture_and_unbatched_arguments_are_shared_by_the_branches():
+    captured = toy.captured()
+    assert captured.shared == ("sample", "timestep")
+    inputs = captured.inputs(toy.call_of(seed=4))
+    call = toy.call_of(seed=4)
+    assert torch.equal(inputs["sample"], call.branch(0).tensors()["sample"])
+    for b, branch in enumerate("uc"):
+        for name in ("encoder_hidden_states", "added_text_embeds"):
+            assert torch.equal(inputs[f"{name}_{branch}"], call.branch(b).tensors()[name])
+
+
+def test_argument_that_is_not_read_is_no_input():
+    text = torch.randn(2, 3, 6)
+    call = toy.call_of(added={"text_embeds": torch.randn(2, 8), "unread": text})
+    captured = toy.capture_of(toy.seeded(toy.Toy), call)
+    (contract,) = captured.program.contracts
+    assert not any("unread" in name for name in contract.inputs)
+
+
+def test_keyword_arguments_may_come_in_any_order():
+    denoiser, call = toy.seeded(toy.Toy), toy.call_of()
+    positional, keyword = call.arguments
+    swapped = dict(reversed(keyword.items()))
+    other = DenoiserCall.of(toy.PARAMETERS, tuple(positional.values()), swapped)
+    captured = toy.capture_of(denoiser, other)
+    values = captured.inputs(other)
+    with torch.no_grad():
+        (graph,), (contract,) = captured.program.graphs, captured.program.contracts
+        out = graph(*(values[n] for n in contract.inputs))["prediction"]
+    assert torch.equal(out, torch.cat([toy.run(denoiser, call.branch(b)) for b in range(2)]))
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_tree_around_the_prediction_is_kept(return_dict):
+    denoiser, call = toy.seeded(toy.Toy), toy.call_of(return_dict=return_dict)
+    positional, keyword = call.arguments
+    captured = capture(denoiser, call, lambda: denoiser(*positional.values(), **keyword))
+    rebuilt = pytree.tree_unflatten([torch.ones(1)], captured.spec)
+    assert rebuilt == ({"sample": torch.ones(1)} if return_dict else (torch.ones(1),))
+
+
+def test_dropout_in_eval_mode_leaves_no_node():
+    denoiser = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4)).eval()
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = denoiser
+
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            return self.body(sample)
+
+    targets = [str(n.target) for n in denoiser_of(capture_simple(Named().eval())).graph.nodes]
+    assert targets.count("aten.linear.default") == 2
+    assert not any("dropout" in t or "assert" in t for t in targets)
+
+
+def test_decision_on_a_tensor_value_is_refused_and_its_line_named():
+    class Decides(nn.Module):
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            if sample.sum() > 0:
+                return sample + 1
+            return sample - 1
+
+    with pytest.raises(CaptureError) as e:
+        capture_simple(Decides())
+    text = str(e.value)
+    assert "Decides cannot be exported at forward (if sample.sum() > 0:)" in text
+    assert "make that line free of decisions on tensor values" in text
+    assert "gpus=1" in text
+
+
+def test_denoiser_whose_rows_depend_on_each_other_is_refused():
+    class Mixes(nn.Module):
+        def forward(self, sample: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+            return sample + text.mean(0)
+
+    half, text = torch.randn(1, 4), torch.randn(2, 4)
+    call = DenoiserCall.of(("sample", "text"), (torch.cat([half, half]), text), {})
+    denoiser = Mixes()
+    with pytest.raises(CaptureError, match=r"branches of Mixes, .*a relative difference.*gpus=1"):
+        capture(denoiser, call, lambda: denoiser(*call.arguments[0].values()))
+
+
+def test_prediction_of_another_shape_than_the_batched_one_is_refused():
+    class Sums(nn.Module):
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            return sample.sum(0)
+
+    with pytest.raises(CaptureError, match=r"branches of Sums, .*shapes \(8,\) and \(4,\)"):
+        capture_simple(Sums())
+
+
+def test_nan_prediction_is_refused():
+    class NotANumber(nn.Module):
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            return sample * torch.nan
+
+    with pytest.raises(CaptureError, match="a relative difference of nan"):
+        capture_simple(NotANumber())
+
+
+def test_several_outputs_are_refused():
+    class Two(nn.Module):
+        def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return sample, sample * 2
+
+    with pytest.raises(CaptureError, match="Two returns 2 tensors among 2 values"):
+        capture_simple(Two())

@@ -1,0 +1,91 @@
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "hybridiff_compile"
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Names of the files in a wheel, built from a copy that has lost the link to passes/."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, copy)
+    (copy / "README.md").touch()
+    ignored = shutil.ignore_patterns("__pycache__", "passes", "*.safetensors")
+    shutil.copytree(ROOT / PACKAGE, copy / PACKAGE, ignore=ignored)
+    shutil.copytree(ROOT / "passes", copy / "passes", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "out"]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = (copy / "out").glob("*.whl")
+    with zipfile.ZipFile(path) as file:
+        return file.namelist()
+
+
+def test_listed_packages_are_the_folders_with_an_init_file(settings):
+    found = {PACKAGE, f"{PACKAGE}.passes"}
+    for path in (ROOT / PACKAGE).rglob("__init__.py"):
+        found.add(".".join(path.parent.relative_to(ROOT).parts))
+    assert sorted(found) == sorted(settings["tool"]["setuptools"]["packages"])
+
+
+def test_version_is_that_of_the_package(settings):
+    import hybridiff_compile
+
+    assert settings["project"]["version"] == hybridiff_compile.__version__
+
+
+def test_passes_is_found_inside_the_package():
+    spec = importlib.util.find_spec(f"{PACKAGE}.passes")
+    assert spec is not None
+    assert spec.origin is not None
+    assert Path(spec.origin).resolve() == ROOT / "passes" / "__init__.py"
+
+
+def test_type_checkers_find_passes_through_a_relative_link():
+    link = ROOT / PACKAGE / "passes"
+    assert link.is_symlink()
+    assert link.readlink() == Path("../passes")
+
+
+def test_passes_refuses_to_be_imported_from_the_root():
+    done = subprocess.run(
+        [sys.executable, "-c", "import passes"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert re.search(r"ImportError: import hybridiff_compile\.passes", done.stderr)
+
+
+def test_wheel_holds_only_the_package(wheel):
+    assert {name.split("/")[0].split("-")[0] for name in wheel} == {PACKAGE}
+    assert {n.split("/")[0] for n in wheel if n.endswith(".py")} == {PACKAGE}
+
+
+def test_wheel_holds_every_module(wheel):
+    own = {p.relative_to(ROOT).as_posix() for p in (ROOT / PACKAGE).rglob("*.py")}
+    passes = {f"{PACKAGE}/passes/{p.name}" for p in (ROOT / "passes").glob("*.py")}
+    assert (own | passes) == {n for n in wheel if n.endswith(".py")}
+
+
+def test_wheel_holds_assets_and_type_marker(wheel):
+    assets = ROOT / PACKAGE / "assets"
+    bulk = ".safetensors"
+    wanted = [p for p in assets.rglob("*") if p.is_file() and p.suffix != bulk]
+    assert wanted
+    assert {p.relative_to(ROOT).as_posix() for p in wanted} <= set(wheel)
+    assert f"{PACKAGE}/py.typed" in wheel

@@ -1,0 +1,316 @@
+"""What a pipeline does by itself it still does when it is optimized."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLImg2ImgPipeline
+from PIL import Image
+from torch import nn
+
+import hybridiff_compile
+from hybridiff_compile.errors import ClosedError, ConfigError, UnsupportedPipelineError
+from tests import pipelines
+from tests.reference import branches_apart
+
+NAME = "tiny-sd3"
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    return pipelines.load(NAME)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Any]:
+    with hybridiff_compile.optimize(pipelines.load(NAME)) as model:
+        yield model
+
+
+def make(pipe: Any, seed: int = 0, **call: Any) -> Any:
+    return pipe(**pipelines.settings(NAME, seed, num_inference_steps=4, **call)).images
+
+
+def expected(plain: Any, seed: int = 0, **call: Any) -> Any:
+    with branches_apart(plain.transformer):
+        return make(plain, seed, **call)
+
+
+def test_model_and_pipe_are_the_same(model: Any, plain: Any) -> None:
+    assert torch.equal(make(model), make(model.pipe))
+    assert isinstance(model.pipe, type(plain))
+    assert type(model.pipe).__name__ == type(plain).__name__
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For what the pipeline itself computes (encoding and decoding): equal thread counts."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("output_type", ["latent", "np", "pil"])
+def test_output_types(model: Any, plain: Any, output_type: str) -> None:
+    made, wanted = make(model, output_type=output_type), expected(plain, output_type=output_type)
+    assert np.array_equal(np.asarray(made[0]), np.asarray(wanted[0]))
+
+
+def test_seeds_and_no_generator(model: Any) -> None:
+    assert torch.equal(make(model, seed=3), make(model, seed=3))
+    assert not torch.equal(make(model, seed=3), make(model, seed=4))
+    assert torch.isfinite(make(model, generator=None)).all()
+
+
+def test_callbacks_see_and_change_the_latents(model: Any, plain: Any) -> None:
+    def halve(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": values["latents"] / 2 if step == 1 else values["latents"]}
+
+    changed = make(model, callback_on_step_end=halve)
+    assert torch.equal(changed, expected(plain, callback_on_step_end=halve))
+    assert not torch.equal(changed, make(model))
+
+
+def test_a_callback_may_write_the_latents_in_place(model: Any, plain: Any) -> None:
+    def scale(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        values["latents"].mul_(0.9)
+        return values
+
+    changed = make(model, callback_on_step_end=scale)
+    assert torch.equal(changed, expected(plain, callback_on_step_end=scale))
+
+
+def test_interrupt_ends_the_run_early(model: Any) -> None:
+    def interrupt(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step == 1
+        return values
+
+    make(model, callback_on_step_end=interrupt)
+    assert len(model.report.steps) == 2
+    make(model)
+    assert len(model.report.steps) == 4
+
+
+def test_an_error_in_a_callback_leaves_the_model_usable(model: Any, plain: Any) -> None:
+    def fail(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        make(model, callback_on_step_end=fail)
+    assert torch.equal(make(model), expected(plain))
+
+
+def test_the_progress_bar_counts_every_step(capfd: pytest.CaptureFixture[str]) -> None:
+    pipe = pipelines.load(NAME)
+    pipe.set_progress_bar_config(disable=False)
+    with hybridiff_compile.optimize(pipe) as model:
+        model.compile(**pipelines.settings(NAME))
+        assert "it/s" not in capfd.readouterr().err
+        make(model)
+    assert "4/4" in capfd.readouterr().err
+
+
+def test_no_guidance_runs_on_one_rank_and_says_so_once(
+    model: Any, plain: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "hybridiff_compile"):
+        made = [make(model, guidance_scale=1.0) for _ in range(2)]
+    said = [r for r in caplog.records if "not guided" in r.getMessage()]
+    assert len(said) == 1
+    assert model.report.ranks == 1
+    assert model.report.steps == ()
+    assert (made[0] - make(plain, guidance_scale=1.0)).abs().max() < 1e-4
+
+
+def test_guidance_switched_off_in_mid_run(model: Any, plain: Any) -> None:
+    def stop_guiding(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            values["prompt_embeds"] = values["prompt_embeds"].chunk(2)[1]
+            pooled = values["pooled_prompt_embeds"]
+            values["pooled_prompt_embeds"] = pooled.chunk(2)[1]
+        return values
+
+    inputs = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+    call = {
+        "callback_on_step_end": stop_guiding,
+        "callback_on_step_end_tensor_inputs": inputs,
+    }
+    made = make(model, **call)
+    assert len(model.report.steps) == 2
+    assert (made - make(plain, **call)).abs().max() < 1e-4
+
+
+def test_new_shapes_are_captured_once_each(model: Any, plain: Any) -> None:
+    sizes = [{"height": 32, "width": 64}, {"height": 64, "width": 32}]
+    before = len(model._session.programs())
+    for call in (*sizes, *sizes):
+        assert torch.equal(make(model, **call), expected(plain, **call))
+    assert len(model._session.programs()) == before + 2
+
+
+def test_compile_prepares_the_programs_without_a_picture() -> None:
+    with hybridiff_compile.optimize(pipelines.load(NAME), mode="paper") as model:
+        assert model.graphs() == ""
+        model.compile(**pipelines.settings(NAME))
+        text = model.graphs()
+        prepared = model._session.programs()
+        pipelines.latents(model, NAME)
+        assert len(model._session.programs()) == len(prepared) == 1
+    assert "SERIAL program, level GUARDED" in text
+    assert "PIPELINED program, level GUARDED" in text
+    assert "send_cut_next" in text
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_img2img() -> None:
+    picture = Image.fromarray(np.full((64, 64, 3), 90, np.uint8))
+    call = {"image": picture, "strength": 0.6, "num_inference_steps": 8}
+    components = pipelines.load("tiny-sdxl").components
+    untouched = StableDiffusionXLImg2ImgPipeline(**pipelines.load("tiny-sdxl").components)
+    pipe = StableDiffusionXLImg2ImgPipeline(**components)
+    for p in (pipe, untouched):
+        p.set_progress_bar_config(disable=True)
+    with hybridiff_compile.optimize(pipe) as model:
+        made = pipelines.latents(model, "tiny-sdxl", **call)
+        assert len(model.report.steps) == 4
+    with branches_apart(untouched.unet):
+        assert torch.equal(made, pipelines.latents(untouched, "tiny-sdxl", **call))
+
+
+class _Lora(nn.Module):
+    """Adds a low-rank update, as an adapter library would put it in a linear layer's place."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.base = base
+        self.down = nn.Parameter(torch.randn(2, base.in_features, generator=generator))
+        self.up = nn.Parameter(torch.randn(base.out_features, 2, generator=generator))
+        self.scale = 0.1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.scale * (x @ self.down.T @ self.up.T)
+
+
+def test_a_changed_denoiser_is_captured_again() -> None:
+    pipe, plain = pipelines.load(NAME), pipelines.load(NAME)
+    with hybridiff_compile.optimize(pipe) as model:
+        first = make(model)
+        for p in (pipe, plain):
+            p.transformer.proj_out = _Lora(p.transformer.proj_out)
+        adapted = make(model)
+        assert torch.equal(adapted, expected(plain))
+        assert not torch.equal(adapted, first)
+        for p in (pipe, plain):
+            p.transformer.proj_out.scale = 0.3
+        assert torch.equal(make(model), expected(plain))
+        with torch.no_grad():
+            for p in (pipe, plain):
+                p.transformer.proj_out.up.mul_(2)
+        assert torch.equal(make(model), expected(plain))
+
+
+def test_the_thread_count_is_put_back(model: Any) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen = []
+
+    def look(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        seen.append(torch.get_num_threads())
+        return values
+
+    make(model, callback_on_step_end=look)
+    after = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    assert after == 2
+    assert set(seen) == {2}
+
+
+def test_restore_leaves_the_pipeline_as_it_was(plain: Any) -> None:
+    pipe = pipelines.load(NAME)
+    own_class, attributes = type(pipe), set(vars(pipe.transformer))
+    model = hybridiff_compile.optimize(pipe)
+    make(model)
+    assert model.restore() is pipe
+    assert type(pipe) is own_class
+    assert set(vars(pipe.transformer)) == attributes
+    assert torch.equal(make(pipe), make(plain))
+    for use in (model, model.restore, model.compile, model.graphs, lambda: model.report):
+        with pytest.raises(ClosedError, match="restored"):
+            use()
+    model.close()  # closing what is closed is not an error
+
+
+def test_restore_refuses_to_cut_through_a_later_patch() -> None:
+    pipe = pipelines.load(NAME)
+    with hybridiff_compile.optimize(pipe, gpus=1) as model:
+        ours = pipe.transformer.forward
+        pipe.transformer.forward = lambda *a, **k: ours(*a, **k)
+        with pytest.raises(ClosedError, match="forward was replaced"):
+            model.restore()
+        pipe.transformer.forward = ours
+
+
+def test_optimizing_twice_is_refused(model: Any) -> None:
+    with pytest.raises(ConfigError, match=r"optimized already; call restore\(\)"):
+        hybridiff_compile.optimize(model.pipe, gpus=1)
+
+
+def test_saving_an_optimized_pipeline_saves_the_pipeline(model: Any, tmp_path: Any) -> None:
+    model.pipe.save_pretrained(tmp_path)
+    assert (
+        '"_class_name": "StableDiffusion3Pipeline"' in (tmp_path / "model_index.json").read_text()
+    )
+
+
+class _NoDenoiser:
+    unet = None
+
+
+def test_bad_settings_are_refused_before_any_work() -> None:
+    pipe = pipelines.load(NAME)
+    own_class = type(pipe)
+    for error, match, call in [
+        (ConfigError, "gpus=3", {"gpus": 3}),
+        (ConfigError, "gpus=0", {"gpus": 0}),
+        (ConfigError, "mode='fast' is unknown; choose one of exact, paper", {"mode": "fast"}),
+        (ConfigError, "backend='cuda' is unknown", {"backend": "cuda"}),
+        (ConfigError, "only mode='paper' switches", {"k": 5}),
+        (ConfigError, "k=0 must be a whole number", {"mode": "paper", "k": 0}),
+    ]:
+        with pytest.raises(error, match=match):
+            hybridiff_compile.optimize(pipe, **call)
+    with pytest.raises(UnsupportedPipelineError, match="_NoDenoiser has no denoiser"):
+        hybridiff_compile.optimize(_NoDenoiser())
+    assert type(pipe) is own_class
+
+
+def test_more_ranks_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    with pytest.raises(ConfigError, match=r"gpus=2, but this machine has 1 cpu device"):
+        hybridiff_compile.optimize(pipelines.load(NAME))
+
+
+def test_a_schedule_that_does_not_fit_is_refused_before_the_first_step() -> None:
+    steps = []
+
+    def note(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        steps.append(step)
+        return values
+
+    with hybridiff_compile.optimize(pipelines.load(NAME), mode="paper", tau_cap=10, k=4) as model:
+        call = pipelines.settings(NAME, callback_on_step_end=note)
+        with pytest.raises(
+            ConfigError, match=r"tau_cap=10 and k=4 end at step 14, after the run's 12"
+        ):
+            model(**call)
+        assert model._session.programs() == []
+    assert steps == []
