@@ -95,7 +95,6 @@ def _group(name: str) -> Any:
     return _groups[name]
 
 
-@torch.library.custom_op("hybridiff::send", mutates_args=())
 def send(x: torch.Tensor, dst: int, tag: int, group: str) -> torch.Tensor:
     """Start to send `x`; wait for the returned token before `x` is written again."""
     global _sent_bytes
@@ -105,12 +104,6 @@ def send(x: torch.Tensor, dst: int, tag: int, group: str) -> torch.Tensor:
     return token
 
 
-@send.register_fake
-def _(x: torch.Tensor, dst: int, tag: int, group: str) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8)
-
-
-@torch.library.custom_op("hybridiff::recv", mutates_args=())
 def recv(
     size: list[int], dtype: torch.dtype, device: torch.device, src: int, tag: int, group: str
 ) -> torch.Tensor:
@@ -120,19 +113,11 @@ def recv(
     return out
 
 
-@recv.register_fake
-def _(
-    size: list[int], dtype: torch.dtype, device: torch.device, src: int, tag: int, group: str
-) -> torch.Tensor:
-    return torch.empty(size, dtype=dtype, device=device)
-
-
 def wait(x: torch.Tensor) -> torch.Tensor:
     """Wait for the send or receive registered on `x`, and return `x`."""
     return torch.ops._c10d_functional.wait_tensor(x)
 
 
-@torch.library.custom_op("hybridiff::guard", mutates_args=())
 def guard(own: torch.Tensor, peer: torch.Tensor, phase: int, src: int) -> torch.Tensor:
     """Refuse to go on unless this program's phase, this rank's stamp and the peer's stamp agree.
 
@@ -152,10 +137,29 @@ def guard(own: torch.Tensor, peer: torch.Tensor, phase: int, src: int) -> torch.
     return own.clone()
 
 
-@guard.register_fake
-def _(own: torch.Tensor, peer: torch.Tensor, phase: int, src: int) -> torch.Tensor:
-    return torch.empty_like(own)
-
+# Defined by the plain library interface: `custom_op` would import the whole compiler into every
+# worker at the first call, about 70 MB.
+_library = torch.library.Library("hybridiff", "DEF")
+for _schema, _kernel, _fake in (
+    (
+        "send(Tensor x, int dst, int tag, str group) -> Tensor",
+        send,
+        lambda x, dst, tag, group: torch.empty(0, dtype=torch.uint8),
+    ),
+    (
+        "recv(int[] size, ScalarType dtype, Device device, int src, int tag, str group) -> Tensor",
+        recv,
+        lambda size, dtype, device, src, tag, group: torch.empty(size, dtype=dtype, device=device),
+    ),
+    (
+        "guard(Tensor own, Tensor peer, int phase, int src) -> Tensor",
+        guard,
+        lambda own, peer, phase, src: torch.empty_like(own),
+    ),
+):
+    _name = _library.define(_schema)
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"hybridiff::{_name}", _fake, lib=_library)
 
 SEND = torch.ops.hybridiff.send.default
 RECV = torch.ops.hybridiff.recv.default

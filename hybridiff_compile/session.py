@@ -24,7 +24,7 @@ from hybridiff_compile.errors import HybridiffError
 from hybridiff_compile.ir import BRANCHES, Phase, RankProgram, StepProgram
 from hybridiff_compile.lower.eager import lower
 from hybridiff_compile.passes import build_programs
-from hybridiff_compile.runtime import messages, weights
+from hybridiff_compile.runtime import memory, messages, weights
 from hybridiff_compile.runtime.attach import Attachment
 from hybridiff_compile.runtime.driver import Driver, one_thread
 from hybridiff_compile.runtime.fleet import Fleet, new_key, weights_file
@@ -198,6 +198,7 @@ class Session:
         programs = build_programs(captured.program, self._config.mode, observers)
         entry = _Entry(new_key(), captured, programs)
         self._load(self._connect(), entry)
+        memory.trim()
         logger.info("captured %s for %d ranks", type(self._denoiser).__name__, self._config.gpus)
         return entry
 

@@ -21,7 +21,7 @@ from hybridiff_compile.ir import RankProgram
 from hybridiff_compile.layout import Layout
 from hybridiff_compile.lower.device import retarget
 from hybridiff_compile.lower.eager import lower
-from hybridiff_compile.runtime import messages, transfer, weights
+from hybridiff_compile.runtime import memory, messages, transfer, weights
 from hybridiff_compile.runtime.rank import Rank
 
 
@@ -54,6 +54,7 @@ class Worker:
             case messages.Load(key, programs):
                 loaded: list[RankProgram] = transfer.load(programs, self._weights)
                 self._rank.load(key, [lower(retarget(p, self._device)) for p in loaded])
+                memory.trim()
                 messages.send(self._connection, self._status())
             case messages.Unload(keys):
                 for key in keys:

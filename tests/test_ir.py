@@ -75,14 +75,26 @@ def test_returned_values_are_a_copy():
     assert output_node(graph).op == "output"
 
 
-def test_rank_program_names_shape_and_dtype_of_every_placeholder():
+def test_rank_program_has_a_meta_tensor_for_every_placeholder():
     program = RankProgram.of(toy.guarded(), 1)
     assert (program.phase, program.rank) == (Phase.SERIAL, 1)
     assert program.module is not None
     assert tuple(program.specs) == program.contract.placeholders
-    assert program.specs["sample"] == ((1, 4, 8, 8), torch.float32)
-    assert program.specs["stamp"] == ((2,), torch.int64)
-    assert program.specs["timestep"] == ((), torch.float32)
+    kinds = {n: (tuple(t.shape), t.dtype) for n, t in program.specs.items()}
+    assert kinds["sample"] == ((1, 4, 8, 8), torch.float32)
+    assert kinds["stamp"] == ((2,), torch.int64)
+    assert kinds["timestep"] == ((), torch.float32)
+    assert {t.device.type for t in program.specs.values()} == {"meta"}
+
+
+def test_specs_keep_strides():
+    program = toy.guarded()
+    module = clone(program.graphs[1])
+    sample = next(n for n in module.graph.nodes if n.name == "sample")
+    last = torch.empty(1, 4, 8, 8, device="meta").to(memory_format=torch.channels_last)
+    sample.meta = {"val": last}
+    program = replace(program, graphs=(program.graphs[0], module))
+    assert RankProgram.of(program, 1).specs["sample"].stride() == last.stride()
 
 
 def test_bytes_of_tensors_and_of_tuples_of_them():

@@ -97,13 +97,17 @@ def test_the_core_imports_no_diffusers(part, path):
         assert not {n for n in imported(path) if n.split(".")[0] in ("diffusers", "transformers")}
 
 
-def test_worker_imports_no_diffusers_and_no_tracer():
-    code = f"import {PACKAGE}.worker, sys; print(*sorted(sys.modules))"
+def test_worker_imports_no_diffusers_tracer_or_compiler():
+    code = (
+        f"import {PACKAGE}.worker, sys, torch; from {PACKAGE} import ops; "
+        "stamp = torch.tensor([0, 3]); ops.GUARD(stamp, stamp, 0, 1); print(*sorted(sys.modules))"
+    )
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=True, timeout=120)
     loaded = set(done.stdout.split())
     assert f"{PACKAGE}.runtime.rank" in loaded
     heavy = {"diffusers", "transformers", "accelerate", "matplotlib", "pydantic", "rich", "typer"}
     assert not heavy & loaded
+    assert not {"torch._dynamo", "torch._inductor"} & loaded
     own = {f"{PACKAGE}.{name}" for name in ("api", "session", "capture", "passes", "bench", "cli")}
     assert not own & loaded

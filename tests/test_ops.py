@@ -66,9 +66,9 @@ def test_op_on_a_link_that_is_not_connected_is_refused(monkeypatch):
 def test_ops_on_fake_tensors_give_the_shapes_without_a_link(monkeypatch):
     monkeypatch.setattr(ops, "_groups", {})
     with FakeTensorMode():
-        token = ops.send(torch.empty(3), 1, 0, "data0to1")
-        value = ops.recv([2, 5], torch.float16, CPU, 1, 0, "data1to0")
-        checked = ops.guard(torch.empty(2).long(), torch.empty(2).long(), 0, 1)
+        token = ops.SEND(torch.empty(3), 1, 0, "data0to1")
+        value = ops.RECV([2, 5], torch.float16, CPU, 1, 0, "data1to0")
+        checked = ops.GUARD(torch.empty(2).long(), torch.empty(2).long(), 0, 1)
     assert (token.shape, token.dtype) == ((0,), torch.uint8)
     assert (value.shape, value.dtype) == ((2, 5), torch.float16)
     assert (checked.shape, checked.dtype) == ((2,), torch.int64)
@@ -76,7 +76,7 @@ def test_ops_on_fake_tensors_give_the_shapes_without_a_link(monkeypatch):
 
 def test_guard_returns_the_stamp_when_all_agree():
     own = stamp(1, 7)
-    out = ops.guard(own, stamp(1, 7), 1, 0)
+    out = ops.GUARD(own, stamp(1, 7), 1, 0)
     assert torch.equal(out, own)
     assert out.data_ptr() != own.data_ptr()
 
@@ -88,7 +88,7 @@ def test_guard_returns_the_stamp_when_all_agree():
 )
 def test_guard_refuses_what_differs(own, peer, phase):
     with pytest.raises(PhaseMismatchError) as e:
-        ops.guard(stamp(*own), stamp(*peer), phase, 1)
+        ops.GUARD(stamp(*own), stamp(*peer), phase, 1)
     assert f"this rank is at (phase, step) {own} in a program of phase {phase}" in str(e.value)
     assert f"rank 1 is at {peer}" in str(e.value)
     assert "start it again" in str(e.value)

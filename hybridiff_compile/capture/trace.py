@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,9 @@ from hybridiff_compile.ir import (
 # How far the branches, put together, may be from the batched call: kernels differ between batch
 # sizes, so this bounds rounding, not meaning. Relative to the largest value.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+# What later passes read: a node's value, and the module that it came from.
+_KEPT_META = ("val", "nn_module_stack")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,6 @@ def capture(denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any])
     error = ((result - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
     if not error <= _TOLERANCE.get(expected.dtype, 1e-3):
         raise _mismatch(name, f"a relative difference of {error:.2e}")
-    gc.collect()
     return captured
 
 
@@ -124,7 +125,9 @@ def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
         elif isinstance(leaf, torch.Tensor):
             _rename(node, name)
     output_node(graph).args = (_prediction(graph),)
-    # Copied, because an exported graph remembers a tracer that cannot be pickled for a worker.
+    for node in graph.nodes:  # the tracer's notes take more memory than the graph
+        node.meta = {k: v for k, v in node.meta.items() if k in _KEPT_META}
+    # Copied, because an exported graph remembers its tracer.
     return clone(fx.GraphModule(module, graph, class_name="Denoiser"))
 
 

@@ -68,6 +68,9 @@ class Driver:
         for key in keys:
             self._rank.unload(key)
             self._sent.pop(key, None)
+            self._last_phase.pop(key, None)
+            for phase in Phase:
+                self._peer.pop((key, phase), None)
         self.fleet.send(messages.Unload(tuple(keys)))
 
     def traffic(self) -> tuple[int, float]:

@@ -127,3 +127,12 @@ def test_attention_costs_two_matrix_products(attention):
     flops = {n.name: f for n, f in node_flops(attention).items() if f}
     found = [f for name, f in flops.items() if "attention" in name]
     assert found == [2 * 2 * (2 * 10 * 10 * 8)] * 2  # two products of 2 heads, 10 x 10 x 8
+
+
+def test_embedding_costs_where_it_is_first_read(convolutions):
+    noisy = noisy_nodes(convolutions.graph)
+    flops = {n.name: f for n, f in node_flops(convolutions).items()}
+    at = {noisy[p.index].name: p for p in places(convolutions)}
+    assert flops["linear"] > 0
+    assert at["conv2d"].flops[0] == flops["conv2d"]
+    assert at["silu"].flops[0] == flops["conv2d"] + flops["linear"]  # the second reader is later

@@ -1,5 +1,7 @@
 """What the driver sends to a worker: only what changed. The worker is a thread here."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -183,7 +185,10 @@ def test_failed_step_gives_the_fleet_up(served, inputs):
 
 def test_unloaded_signature_is_forgotten_on_both_ranks(served, inputs):
     served.step(Phase.SERIAL, 0, inputs)
+    programs = [weakref.ref(p) for p in served.driver._peer.values()]
     served.driver.unload([KEY])
+    gc.collect()
+    assert [p() for p in programs] == [None, None]
     assert served.fleet.messages[-1] == messages.Unload((KEY,))
     with pytest.raises(KeyError):
         served.step(Phase.SERIAL, 1, inputs)

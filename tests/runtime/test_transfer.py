@@ -44,7 +44,12 @@ def test_programs_arrive_with_the_same_code(programs, weights):
             after.rank,
             after.contract,
         )
-        assert dict(before.specs) == dict(after.specs)
+        assert list(before.specs) == list(after.specs)
+        for name, spec in before.specs.items():
+            arrived = after.specs[name]
+            assert arrived.device.type == "meta"
+            assert (arrived.shape, arrived.dtype) == (spec.shape, spec.dtype)
+            assert arrived.stride() == spec.stride()
 
 
 def test_stages_that_arrive_compute_the_same_bits(programs, weights):
