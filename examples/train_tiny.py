@@ -256,7 +256,8 @@ def evaluate(
         settings["guidance_scale"] = guidance
     gaps: list[Tensor] = []
     denoiser = pipe.components.get("unet") or pipe.components["transformer"]
-    hook = denoiser.register_forward_hook(lambda _module, _args, out: gaps.append(relative(out[0])))
+    if settings["guidance_scale"] > 1:
+        denoiser.register_forward_hook(lambda _module, _args, out: gaps.append(relative(out[0])))
     captions = scenes.prompts(prompts, seed=5, split=split.value)
     pictures: list[np.ndarray] = []
     for start in range(0, prompts, 25):
@@ -267,14 +268,14 @@ def evaluate(
                 part, num_inference_steps=steps, generator=seeds, output_type="np", **settings
             ).images
         )
-    hook.remove()
     wanted = [scenes.Scene.parse(caption) for caption in captions]
     right = [scenes.check(*pair) for pair in zip(pictures, wanted, strict=True)]
     loose = [scenes.check(*pair, kinds=False) for pair in zip(pictures, wanted, strict=True)]
     print(f"{model}: {steps} steps, {split.value} prompts, guidance {settings['guidance_scale']}")
     print(f"drawn right: {sum(right)} of {prompts} ({sum(loose)} if any shape will do)")
-    curve = torch.stack(gaps[:steps]).mean(1) if settings["guidance_scale"] > 1 else torch.zeros(0)
-    print("discrepancy by step:", " ".join(f"{value:.3f}" for value in curve.tolist()))
+    if gaps:
+        curve = torch.stack(gaps[:steps]).mean(1).tolist()
+        print("discrepancy by step:", " ".join(f"{value:.3f}" for value in curve))
     if grid is not None:
         rows = [
             np.concatenate(pictures[at : at + 8], 1) for at in range(0, min(32, prompts) - 7, 8)

@@ -80,7 +80,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a value that no run could accept."""
-        if self.gpus not in (1, 2) or isinstance(self.gpus, bool):
+        if type(self.gpus) is not int or self.gpus not in (1, 2):
             raise ConfigError(
                 f"gpus={self.gpus!r}: one picture is made by 1 or 2 ranks; pass 1 or 2."
             )
@@ -99,10 +99,12 @@ class Config:
     def _check_switching(self) -> None:
         for name in ("L_slope", "k", "tau_cap", "tau1"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name}={value!r} must be a whole number of steps, at least 1.")
-        if self.eps_slope is not None and not self.eps_slope > 0:
-            raise ConfigError(f"eps_slope={self.eps_slope!r} must be above 0.")
+        if self.eps_slope is not None and (
+            type(self.eps_slope) not in (int, float) or not self.eps_slope > 0
+        ):
+            raise ConfigError(f"eps_slope={self.eps_slope!r} must be above 0, a number.")
         given = [f.name for f in fields(SwitchSettings) if getattr(self, f.name) is not None]
         if given and self.mode != "paper":
             raise ConfigError(

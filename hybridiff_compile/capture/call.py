@@ -34,8 +34,11 @@ class DenoiserCall:
     def of(
         cls, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> DenoiserCall:
-        """Flatten a call; `parameters` are the names of the denoiser's positional parameters."""
-        named = (dict(zip(parameters, args, strict=False)), dict(kwargs))
+        """Flatten a call; `parameters` are the names of the denoiser's own, in order."""
+        # In the order of the parameters: the first one of a denoiser is its noisy picture.
+        order = {name: i for i, name in enumerate(parameters)}
+        ordered = sorted(kwargs, key=lambda name: order.get(name, len(order)))
+        named = (dict(zip(parameters, args, strict=False)), {k: kwargs[k] for k in ordered})
         paths, spec = pytree.tree_flatten_with_path(named)
         # The first path entry tells positional from keyword arguments; it is not part of the name.
         names = tuple("_".join(str(_key(k)) for k in path[1:]) for path, _ in paths)
