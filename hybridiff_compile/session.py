@@ -80,6 +80,7 @@ class Session:
         self._fingerprint = 0
         self._run: _Run | None = None
         self._said: set[str] = set()
+        self._to_trim = False
         self._lock = threading.Lock()
         self._parameters = tuple(inspect.signature(denoiser.forward).parameters)
         self._device = next(denoiser.parameters()).device
@@ -99,6 +100,9 @@ class Session:
                 self.report = self._reported(run, self._traffic(), before)
             finally:
                 self._run = None
+                if self._to_trim:  # the first picture of a shape leaves buffers that no other needs
+                    self._to_trim = False
+                    memory.trim()
 
     def denoise(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -198,6 +202,7 @@ class Session:
         programs = build_programs(captured.program, self._config.mode, observers)
         entry = _Entry(new_key(), captured, programs)
         self._load(self._connect(), entry)
+        self._to_trim = True
         memory.trim()
         logger.info("captured %s for %d ranks", type(self._denoiser).__name__, self._config.gpus)
         return entry

@@ -1,0 +1,168 @@
+"""How fast two ranks are against what two devices could give, on `sdxl-small`, and what they hold.
+
+Run it on a quiet machine with `python examples/speed.py`; it takes about five minutes on two cores.
+Every figure is a median over pictures that were made in turn, so that a drifting machine slows all
+of them alike. A CPU device is one thread.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch.utils import _pytree as pytree
+
+import hybridiff_compile
+from hybridiff_compile import Phase
+from hybridiff_compile.bench import models
+
+ROUNDS, STEPS = 6, 12
+FORCED = {"mode": "paper", "tau1": 3, "k": 8}
+
+
+def load(name: str) -> Any:
+    """An embedded pipeline without its progress bar."""
+    pipe = models.load(name)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def step_seconds(model: Any, name: str) -> list[float]:
+    """Seconds from the end of one step of a picture to the end of the next."""
+    ends = []
+
+    def note(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        ends.append(time.perf_counter())
+        return values
+
+    model(
+        "a red circle",
+        num_inference_steps=STEPS,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+        callback_on_step_end=note,
+        **models.call_settings(name),
+    )
+    return [b - a for a, b in pairwise(ends)]
+
+
+def one_branch(pipe: Any, denoiser: Any, name: str) -> Callable[[], Any]:
+    """The denoiser's forward at branch batch B, on the inputs that the pipeline gives it."""
+    own, seen = denoiser.forward, []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.append((args, kwargs))
+        return own(*args, **kwargs)
+
+    denoiser.forward = spy
+    step_seconds(pipe, name)
+    del denoiser.forward
+    args, kwargs = pytree.tree_map(
+        lambda x: x.chunk(2)[0] if isinstance(x, torch.Tensor) and x.dim() and len(x) == 2 else x,
+        seen[0],
+    )
+    return lambda: own(*args, **kwargs)
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    with torch.no_grad():
+        run()
+    return time.perf_counter() - start
+
+
+def megabytes(pid: int | str) -> float:
+    """Proportional set size: shared pages count once between the processes that map them."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def speed(console: Console) -> None:
+    """Steps of one device, of exact and of the pipelined phase, interleaved."""
+    name = "sdxl-small"
+    plain = load(name)
+    forward = one_branch(plain, plain.unet, name)
+    with (
+        hybridiff_compile.optimize(load(name)) as exact,
+        hybridiff_compile.optimize(load(name), **FORCED) as paper,
+    ):
+        for model in (exact, paper):
+            step_seconds(model, name)
+        one, branch, two, serial, pipelined = [], [], [], [], []
+        for _ in range(ROUNDS):
+            one += step_seconds(plain, name)
+            branch += [timed(forward) for _ in range(STEPS)]
+            two += step_seconds(exact, name)
+            phases = list(zip(step_seconds(paper, name), paper.report.steps[1:], strict=True))
+            serial += [s for s, step in phases if step.phase is Phase.SERIAL]
+            pipelined += [s for s, step in phases if step.phase is Phase.PIPELINED]
+    bound = median(one) / median(branch)
+    reached = median(one) / median(two)
+    console.print(f"one device, a step of 2B         {median(one) * 1000:8.1f} ms")
+    console.print(f"one device, a forward of B       {median(branch) * 1000:8.1f} ms")
+    console.print(f"exact, a step                    {median(two) * 1000:8.1f} ms")
+    console.print(f"paper, a serial step             {median(serial) * 1000:8.1f} ms")
+    console.print(f"paper, a pipelined step          {median(pipelined) * 1000:8.1f} ms")
+    console.print(f"bound T(2B)/T(B)                 {bound:8.3f}")
+    console.print(
+        f"exact speed-up                   {reached:8.3f}  ({reached / bound:.3f} of bound)"
+    )
+    console.print(f"pipelined / exact step           {median(pipelined) / median(two):8.3f}")
+
+
+def overhead(console: Console) -> None:
+    """What a step on two ranks takes beyond the denoiser, on a model where that shows."""
+    name = "tiny-sd3"
+    plain = load(name)
+    forward = one_branch(plain, plain.transformer, name)
+    with hybridiff_compile.optimize(load(name)) as exact:
+        step_seconds(exact, name)
+        extra = []
+        for _ in range(4 * ROUNDS):
+            branch = median(timed(forward) for _ in range(STEPS))
+            extra.append(median(step_seconds(exact, name)) - branch)
+    console.print(f"a step beyond its forward        {median(extra) * 1000:8.2f} ms  (tiny-sd3)")
+
+
+def memory(name: str) -> None:
+    """Print the PSS of both ranks, and the bytes of the weights, in MiB; for a fresh process."""
+    pipe = load(name)
+    with hybridiff_compile.optimize(pipe) as model:
+        step_seconds(model, name)
+        worker = model._session._driver.fleet._process.pid
+        weights = sum(p.nbytes for p in pipe.unet.parameters()) / 2**20
+        print(megabytes("self") + megabytes(worker), weights)
+
+
+def report_memory(console: Console) -> None:
+    """Both ranks' memory, beside two that serve a model of next to no weights."""
+    for name in ("tiny-sdxl", "sdxl-small"):
+        command = [sys.executable, __file__, "memory", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        both, weights = (float(x) for x in done.stdout.split())
+        console.print(f"PSS of both ranks, {name:10} {both:8.0f} MiB, weights {weights:.0f} MiB")
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["memory"]:
+        memory(sys.argv[2])
+        return
+    console = Console(highlight=False)
+    report_memory(console)
+    overhead(console)
+    speed(console)
+
+
+if __name__ == "__main__":
+    main()
