@@ -21,9 +21,8 @@ class GuardPhase(Pass):
     """Exchange stamps between the ranks, and check them before the first received value is used.
 
     Contract: a new input `stamp`, int64[2] on the CPU: (phase, step) of this rank. The stamps
-    travel ahead of the values. Rank 0, which starts every step, checks before it uses a received
-    value, so it waits for nothing that the step would not wait for; the others, whose stamp from
-    rank 0 is already on its way, check before they compute.
+    travel ahead of the values, while the ranks compute; the check stands before the first value
+    that leaves or is used, so that it waits for nothing that the step would not wait for.
     """
 
     name: ClassVar = "guard-phase"
@@ -58,8 +57,8 @@ def _stamp_input(graph: fx.Graph) -> fx.Node:
 
 def _exchange(graph: fx.Graph, stamp: fx.Node, rank: int, peer: int, phase: Phase) -> None:
     body = [n for n in graph.nodes if n.op != "placeholder"]
-    waits = [n for n in body if ops.is_wait(n) and ops.is_recv(n.args[0])]
-    first_use = waits[0] if rank == 0 and waits else next(n for n in body if n.op == "call_module")
+    linked = (n for n in body if ops.is_send(n) or (ops.is_wait(n) and ops.is_recv(n.args[0])))
+    first_use = next(linked, output_node(graph))
     to_peer, from_peer = (ops.group_name(a, b, stamp=True) for a, b in ((rank, peer), (peer, rank)))
 
     def call(name: str, target: object, args: tuple, like: fx.Node) -> fx.Node:

@@ -5,7 +5,8 @@ V2  what one rank reads from another is sent exactly once, with the same tag, sh
     order that cannot deadlock.
 V3  each send and receive has exactly one wait, and nothing reads a value before it.
 V4  the ranks' children cover the denoiser's parameters.
-V5  a guard reads the rank's own stamp and a received one, and stands before the received values.
+V5  a guard reads the rank's own stamp and a received one, and stands before the first value that
+    is sent or used.
 """
 
 from __future__ import annotations
@@ -193,8 +194,10 @@ def _check_guards(rank: int, size: int, graph: fx.Graph) -> None:
             raise _fail("V5", rank, guard, "it must read the input `stamp` and a received stamp")
         if own.meta["val"].dtype != torch.int64 or peer.meta["val"].shape != own.meta["val"].shape:
             raise _fail("V5", rank, guard, "stamps are int64[2]: (phase, step)")
-    stamps = {g.args[1] for g in guards}
+    own_stamps, stamps = {g.args[0] for g in guards}, {g.args[1] for g in guards}
     last_guard = max(nodes.index(g) for g in guards)
     for node in nodes[:last_guard]:
         if ops.is_wait(node) and ops.is_recv(node.args[0]) and node not in stamps:
             raise _fail("V5", rank, node, "a received value is used before the guard")
+        if ops.is_send(node) and node.args[0] not in own_stamps:
+            raise _fail("V5", rank, node, "a value is sent before the guard")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -122,15 +123,28 @@ class Driver:
             fed.update(self._rank.kept(key, peer.contract.state))
         self._last_phase[key] = phase
         ops.activate(self.fleet.groups)
-        self.fleet.send(messages.Step(key, phase, step, tuple(fed)))
         with torch.no_grad(), one_thread(self._device):
-            token = _feed(peer, fed)
+            token = self._announce(messages.Step(key, phase, step, tuple(fed)), peer, fed)
             own = self._rank.variant(key, phase).contract.inputs
             mine = {name: values[name] for name in own if name in values}
             returned = self._rank.step(key, phase, step, mine)
             if token is not None:
                 ops.wait(token)
         return returned["prediction"]
+
+    def _announce(
+        self, message: messages.Step, peer: RankProgram, fed: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor | None:
+        """Tell the worker to run a step and send its inputs; return a token to wait for, if any."""
+        packed = None
+        if fed:
+            packed = Layout.of([peer.specs[name] for name in fed]).pack(list(fed.values()))
+            if self._device.type == "cpu":
+                message = replace(message, packed=packed.numpy().tobytes())
+        self.fleet.send(message)
+        if packed is None or message.packed is not None:
+            return None
+        return ops.send(packed, 1, messages.FEED_TAG, messages.FEED_GROUP)
 
     def _changed(
         self, key: int, values: Mapping[str, torch.Tensor], wanted: Sequence[str]
@@ -140,14 +154,6 @@ class Driver:
         fed = {n: values[n] for n in wanted if n in values and not _same(sent.get(n), values[n])}
         sent.update({n: (v, _version(v)) for n, v in fed.items()})
         return fed
-
-
-def _feed(peer: RankProgram, fed: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """Start to send the worker its new inputs, packed; return the token to wait for."""
-    if not fed:
-        return None
-    buffer = Layout.of([peer.specs[name] for name in fed]).pack(list(fed.values()))
-    return ops.send(buffer, 1, messages.FEED_TAG, messages.FEED_GROUP)
 
 
 def _version(value: torch.Tensor) -> int | None:

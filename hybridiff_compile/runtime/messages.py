@@ -41,12 +41,18 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Run a step; the named inputs follow on the feed's link, packed in this order."""
+    """Run a step with new inputs, packed in the order of `fed`.
+
+    On the CPU they travel in the message: a link would need a handshake between gloo's threads,
+    which then wait for a core behind the computing ones (milliseconds a step on a busy machine).
+    On a GPU `packed` is None and they follow on the feed's link.
+    """
 
     key: int
     phase: Phase
     step: int
     fed: tuple[str, ...]
+    packed: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

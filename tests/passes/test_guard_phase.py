@@ -41,11 +41,11 @@ def test_stamp_is_the_last_input_before_the_state(paper):
 
 
 @pytest.mark.parametrize("phase", list(Phase))
-def test_rank_0_checks_before_the_first_received_value_and_rank_1_before_it_computes(paper, phase):
+def test_the_check_stands_right_before_the_first_value_that_leaves_or_is_used(paper, phase):
     first, second = names(paper[phase], 0), names(paper[phase], 1)
-    assert first.index("guard1") + 1 == first.index("wait_eps_c")
-    computes = [n.name for n in paper[phase].graphs[1].graph.nodes if n.op == "call_module"]
-    assert second.index("guard0") < second.index(computes[0])
+    linked = {Phase.SERIAL: "wait_eps_c", Phase.PIPELINED: "send_cut_next"}
+    assert first.index("guard1") + 1 == first.index(linked[phase])
+    assert second.index("guard0") + 1 == second.index("send_eps_c")
 
 
 @pytest.mark.parametrize("phase", list(Phase))

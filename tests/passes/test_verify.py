@@ -208,11 +208,13 @@ def test_v2_ranks_that_wait_for_each_other_before_they_send(pipelined):
 
 def test_v2_rank_that_waits_for_its_own_send_before_the_peer_posts(pipelined):
     # Rank 0 completes its send first, rank 1 posts its receive only after rank 0's next message.
-    move(node(pipelined, 0, "sent_cut_next"), before=node(pipelined, 0, "wait_stamp1"))
+    move(node(pipelined, 0, "sent_cut_next"), before=node(pipelined, 0, "wait_eps_c"))
     verify(pipelined)
     move(node(pipelined, 0, "send_stamp1"), before=node(pipelined, 0, "wait_stamp1"))
+    move(node(pipelined, 1, "sent_eps_c"), before=node(pipelined, 1, "wait_cut_next"))
     move(node(pipelined, 1, "recv_cut_next"), before=node(pipelined, 1, "wait_cut_next"))
-    with pytest.raises(VerifyError, match=r"rank 0 at sent_cut_next; rank 1 at wait_stamp0"):
+    move(node(pipelined, 0, "recv_eps_c"), before=node(pipelined, 0, "wait_eps_c"))
+    with pytest.raises(VerifyError, match=r"rank 0 at sent_cut_next; rank 1 at sent_eps_c"):
         verify(pipelined)
 
 
@@ -327,3 +329,13 @@ def test_contract_with_a_name_for_two_values_is_refused():
         RankContract(inputs=("a",), state=("a",))
     with pytest.raises(ValueError, match="returned value names must be unique"):
         RankContract(inputs=(), results=("a",), exports=(("a", 1),))
+
+
+def test_v5_value_sent_before_the_guard(pipelined):
+    first = pipelined.graphs[0].graph
+    move(node(pipelined, 0, "send_cut_next"), before=node(pipelined, 0, "wait_stamp1"))
+    first.lint()
+    with pytest.raises(
+        VerifyError, match=r"V5, rank 0, node send_cut_next: a value is sent before"
+    ):
+        verify(pipelined)
