@@ -124,7 +124,7 @@ def own_python(console: Console) -> None:
     name = "sdxl-small"
     with hybridiff_compile.optimize(load(name)) as exact:
         exact.compile(prompt="", **models.call_settings(name))
-        programs = exact._session.programs()[0]
+        programs = exact.programs()[0]
         denoiser = programs[Phase.SERIAL].graphs[0].get_submodule("denoiser")
         inside: list[float] = []
         denoiser.register_forward_pre_hook(lambda *_: inside.append(-time.perf_counter()))
@@ -144,6 +144,7 @@ def own_python(console: Console) -> None:
 def memory(name: str) -> None:
     """Print the PSS of both ranks, and the bytes of the weights, in MiB; for a fresh process."""
     pipe = load(name)
+    model: Any
     with hybridiff_compile.optimize(pipe) as model:
         step_seconds(model, name)
         worker = model._session._driver.fleet._process.pid

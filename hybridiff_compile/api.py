@@ -23,6 +23,7 @@ from hybridiff_compile.config import (
     SwitchSettings,
 )
 from hybridiff_compile.errors import ClosedError, ConfigError, UnsupportedPipelineError
+from hybridiff_compile.ir import Phase, StepProgram
 from hybridiff_compile.runtime import fleet, torchrun
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.session import Prepared, Session, find_report
@@ -130,10 +131,13 @@ class Model:
         """
         return find_report(self._open())
 
+    def programs(self) -> list[dict[Phase, StepProgram]]:
+        """The programs by phase, of every shape of call so far; each prints as text."""
+        return self._open().programs()
+
     def graphs(self) -> str:
         """Every rank's program for every phase, as text; after `compile()` or a first picture."""
-        programs = [p for by_phase in self._open().programs() for p in by_phase.values()]
-        return "\n\n".join(str(p) for p in programs)
+        return "\n\n".join(str(p) for by_phase in self.programs() for p in by_phase.values())
 
     def restore(self) -> Any:
         """Give the pipeline back as it was, end the worker, and close this model.

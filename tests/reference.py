@@ -34,6 +34,7 @@ def branches_apart(denoiser: Any) -> Iterator[None]:
     def forward(sample: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         if sample is None:
             sample = kwargs.pop("hidden_states")
+        assert sample is not None
         n = len(sample)
         halves = [half((sample, args, kwargs), i, n) for i in (0, 1)]
         eps = [own(x, *a, **k)[0] for x, a, k in halves]

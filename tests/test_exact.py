@@ -83,7 +83,7 @@ def test_the_driver_feeds_embeddings_once_a_run(sd3: Pair) -> None:
     short = model.report.bytes_sent
     pipelines.latents(model, "tiny-sd3", num_inference_steps=8)
     four_more_steps = model.report.bytes_sent - short
-    by_phase = model._session.programs()[0]
+    by_phase = model.programs()[0]
     serial = by_phase[hybridiff_compile.Phase.SERIAL]
     values = {
         n.name: n.meta["val"] for g in serial.graphs for n in g.graph.nodes if "val" in n.meta

@@ -20,7 +20,7 @@ CONSTANTS = {"tiny-sdxl": UNET_SWITCHING, "tiny-sd3": TRANSFORMER_SWITCHING}
 
 def crossing(model: Any) -> frozenset[str]:
     """The one fact taken from the library: names of the nodes at its cut."""
-    (programs,) = model._session.programs()
+    (programs,) = model.programs()
     stage0 = programs[Phase.PIPELINED].graphs[0].get_submodule("stage0")
     assert isinstance(stage0, fx.GraphModule)
     nodes: Any = output_node(stage0.graph).args[0]
@@ -63,8 +63,8 @@ def test_equals_a_plain_recomputation(name: str, steps: int, override: dict[str,
 def test_the_reference_notices_the_wrong_branch() -> None:
     """The comparison above can fail: swapping the branches' embeddings is far outside 1e-5."""
     name, plain = "tiny-sdxl", pipelines.load("tiny-sdxl")
-    call = {"num_inference_steps": 6}
-    swapped = {"prompt": "a red circle", "negative_prompt": pipelines.PROMPT}
+    call: dict[str, Any] = {"num_inference_steps": 6}
+    swapped: dict[str, Any] = {"prompt": "a red circle", "negative_prompt": pipelines.PROMPT}
     with hybridiff_compile.optimize(
         pipelines.load(name), mode="paper", tau1=2, k=3, tau_cap=2
     ) as model:

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import nn
 
 import hybridiff_compile
-from hybridiff_compile.errors import ClosedError, ConfigError, UnsupportedPipelineError
 from tests import pipelines
 from tests.reference import branches_apart
 
@@ -150,10 +149,10 @@ def test_guidance_switched_off_in_mid_run(model: Any, plain: Any) -> None:
 
 def test_new_shapes_are_captured_once_each(model: Any, plain: Any) -> None:
     sizes = [{"height": 32, "width": 64}, {"height": 64, "width": 32}]
-    before = len(model._session.programs())
+    before = len(model.programs())
     for call in (*sizes, *sizes):
         assert torch.equal(make(model, **call), expected(plain, **call))
-    assert len(model._session.programs()) == before + 2
+    assert len(model.programs()) == before + 2
 
 
 def test_compile_prepares_the_programs_without_a_picture() -> None:
@@ -161,9 +160,9 @@ def test_compile_prepares_the_programs_without_a_picture() -> None:
         assert model.graphs() == ""
         model.compile(**pipelines.settings(NAME))
         text = model.graphs()
-        prepared = model._session.programs()
+        prepared = model.programs()
         pipelines.latents(model, NAME)
-        assert len(model._session.programs()) == len(prepared) == 1
+        assert len(model.programs()) == len(prepared) == 1
     assert "SERIAL program, level GUARDED" in text
     assert "PIPELINED program, level GUARDED" in text
     assert "send_cut_next" in text
@@ -232,85 +231,3 @@ def test_the_thread_count_is_put_back(model: Any) -> None:
     torch.set_num_threads(threads)
     assert after == 2
     assert set(seen) == {2}
-
-
-def test_restore_leaves_the_pipeline_as_it_was(plain: Any) -> None:
-    pipe = pipelines.load(NAME)
-    own_class, attributes = type(pipe), set(vars(pipe.transformer))
-    model = hybridiff_compile.optimize(pipe)
-    make(model)
-    assert model.restore() is pipe
-    assert type(pipe) is own_class
-    assert set(vars(pipe.transformer)) == attributes
-    assert torch.equal(make(pipe), make(plain))
-    for use in (model, model.restore, model.compile, model.graphs, lambda: model.report):
-        with pytest.raises(ClosedError, match="restored"):
-            use()
-    model.close()  # closing what is closed is not an error
-
-
-def test_restore_refuses_to_cut_through_a_later_patch() -> None:
-    pipe = pipelines.load(NAME)
-    with hybridiff_compile.optimize(pipe, gpus=1) as model:
-        ours = pipe.transformer.forward
-        pipe.transformer.forward = lambda *a, **k: ours(*a, **k)
-        with pytest.raises(ClosedError, match="forward was replaced"):
-            model.restore()
-        pipe.transformer.forward = ours
-
-
-def test_optimizing_twice_is_refused(model: Any) -> None:
-    with pytest.raises(ConfigError, match=r"optimized already; call restore\(\)"):
-        hybridiff_compile.optimize(model.pipe, gpus=1)
-
-
-def test_saving_an_optimized_pipeline_saves_the_pipeline(model: Any, tmp_path: Any) -> None:
-    model.pipe.save_pretrained(tmp_path)
-    assert (
-        '"_class_name": "StableDiffusion3Pipeline"' in (tmp_path / "model_index.json").read_text()
-    )
-
-
-class _NoDenoiser:
-    unet = None
-
-
-def test_bad_settings_are_refused_before_any_work() -> None:
-    pipe = pipelines.load(NAME)
-    own_class = type(pipe)
-    for error, match, call in [
-        (ConfigError, "gpus=3", {"gpus": 3}),
-        (ConfigError, "gpus=0", {"gpus": 0}),
-        (ConfigError, "mode='fast' is unknown; choose one of exact, paper", {"mode": "fast"}),
-        (ConfigError, "backend='cuda' is unknown", {"backend": "cuda"}),
-        (ConfigError, "only mode='paper' switches", {"k": 5}),
-        (ConfigError, "k=0 must be a whole number", {"mode": "paper", "k": 0}),
-    ]:
-        with pytest.raises(error, match=match):
-            hybridiff_compile.optimize(pipe, **call)
-    with pytest.raises(UnsupportedPipelineError, match="_NoDenoiser has no denoiser"):
-        hybridiff_compile.optimize(_NoDenoiser())
-    assert type(pipe) is own_class
-
-
-def test_more_ranks_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
-    with pytest.raises(ConfigError, match=r"gpus=2, but this machine has 1 cpu device"):
-        hybridiff_compile.optimize(pipelines.load(NAME))
-
-
-def test_a_schedule_that_does_not_fit_is_refused_before_the_first_step() -> None:
-    steps = []
-
-    def note(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
-        steps.append(step)
-        return values
-
-    with hybridiff_compile.optimize(pipelines.load(NAME), mode="paper", tau_cap=10, k=4) as model:
-        call = pipelines.settings(NAME, callback_on_step_end=note)
-        with pytest.raises(
-            ConfigError, match=r"tau_cap=10 and k=4 end at step 14, after the run's 12"
-        ):
-            model(**call)
-        assert model._session.programs() == []
-    assert steps == []

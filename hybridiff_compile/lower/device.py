@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 from torch.fx.node import map_aggregate
@@ -17,7 +19,7 @@ def retarget(program: RankProgram, device: torch.device) -> RankProgram:
     if device.type == "cpu":
         return program
 
-    def swap(arg: object) -> object:
+    def swap(arg: Any) -> Any:
         return device if isinstance(arg, torch.device) and arg.type != "cpu" else arg
 
     for module in program.module.modules():

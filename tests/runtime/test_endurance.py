@@ -56,6 +56,7 @@ def mapped_kb(pid: int | str, what: str) -> int:
 def test_the_ranks_share_one_host_copy_of_the_weights() -> None:
     pipe = pipelines.load("sdxl-small")
     weights_kb = sum(p.nbytes for p in pipe.unet.parameters()) / 1024
+    model: Any
     with hybridiff_compile.optimize(pipe) as model:
         pipelines.latents(model, "sdxl-small", num_inference_steps=2)
         worker = model._session._driver.fleet._process.pid
