@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from functools import partial
@@ -22,11 +21,16 @@ from hybridiff_compile.config import (
     Mode,
     SwitchSettings,
 )
-from hybridiff_compile.errors import ClosedError, ConfigError, UnsupportedPipelineError
+from hybridiff_compile.errors import (
+    ClosedError,
+    ConfigError,
+    HybridiffError,
+    UnsupportedPipelineError,
+)
 from hybridiff_compile.ir import Phase, StepProgram
 from hybridiff_compile.runtime import fleet, torchrun
 from hybridiff_compile.runtime.report import RunReport
-from hybridiff_compile.session import Prepared, Session, find_report
+from hybridiff_compile.session import Session
 
 
 def optimize(
@@ -114,12 +118,10 @@ class Model:
             call.setdefault("prompt", "")
         hidden = getattr(self.pipe, "_progress_bar_config", None)
         self.pipe.set_progress_bar_config(**{**(hidden or {}), "disable": True})
-        session.dry = True
         try:
-            with contextlib.suppress(Prepared):
+            with session.dry():
                 self.pipe(**call)
         finally:
-            session.dry = False
             self.pipe.set_progress_bar_config(**(hidden or {}))
 
     @property
@@ -129,7 +131,10 @@ class Model:
         Raises:
             HybridiffError: there was none.
         """
-        return find_report(self._open())
+        report = self._open().report
+        if report is None:
+            raise HybridiffError("there is no report yet: make a picture first.")
+        return report
 
     def programs(self) -> list[dict[Phase, StepProgram]]:
         """The programs by phase, of every shape of call so far; each prints as text."""

@@ -8,6 +8,7 @@ between two ranks has a group of its own, because NCCL matches point-to-point ca
 from __future__ import annotations
 
 import itertools
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -25,10 +26,13 @@ from hybridiff_compile.errors import PhaseMismatchError
 # its sockets, which ends a wait at once.
 STEP_TIMEOUT = timedelta(minutes=10)
 
+# A peer that dies while the ranks connect is noticed by this alone.
+CONNECT_TIMEOUT = timedelta(seconds=20)
+
 #: Process groups of one set of ranks, by name; see `group_name`.
 Groups = dict[str, Any]
 
-_groups: Groups = {}
+_active = threading.local()  # models of several threads each talk to their own worker
 _sent_bytes = 0
 
 
@@ -64,19 +68,20 @@ def connect(
 
 
 def activate(groups: Groups) -> None:
-    """Let the ops that run from now on in this process use these groups."""
-    global _groups
-    _groups = groups
+    """Let the ops that run from now on in this thread use these groups."""
+    _active.groups = groups
 
 
 def _gloo(store: dist.Store, rank: int, size: int, loopback: bool) -> Any:
     options = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
-    options._timeout = STEP_TIMEOUT
+    options._timeout = CONNECT_TIMEOUT
     gloo = dist.ProcessGroupGloo
     here = gloo.create_device(hostname="127.0.0.1") if loopback else gloo.create_default_device()
     options._devices = [here]
     options._threads = 1
-    return gloo(store, rank, size, options)
+    group = gloo(store, rank, size, options)
+    group._set_default_timeout(STEP_TIMEOUT)
+    return group
 
 
 def sent_bytes() -> int:
@@ -90,9 +95,10 @@ def unwaited() -> int:
 
 
 def _group(name: str) -> Any:
-    if name not in _groups:
-        raise RuntimeError(f"link group {name!r} is not connected; it has {sorted(_groups)}")
-    return _groups[name]
+    groups: Groups = getattr(_active, "groups", {})
+    if name not in groups:
+        raise RuntimeError(f"link group {name!r} is not connected; it has {sorted(groups)}")
+    return groups[name]
 
 
 def send(x: torch.Tensor, dst: int, tag: int, group: str) -> torch.Tensor:

@@ -7,8 +7,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from hybridiff_compile.capture.fingerprint import fingerprint
 from hybridiff_compile.capture.trace import Captured, capture
 from hybridiff_compile.config import Config, SwitchSettings
 from hybridiff_compile.debug import Dump
-from hybridiff_compile.errors import HybridiffError
+from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
 from hybridiff_compile.ir import BRANCHES, Phase, RankProgram, StepProgram
 from hybridiff_compile.lower.eager import lower
 from hybridiff_compile.passes import build_programs
@@ -28,8 +28,9 @@ from hybridiff_compile.runtime import memory, messages, weights
 from hybridiff_compile.runtime.attach import Attachment
 from hybridiff_compile.runtime.driver import Driver, one_thread
 from hybridiff_compile.runtime.fleet import Fleet, new_key, weights_file
-from hybridiff_compile.runtime.report import RunReport, StepRecord
-from hybridiff_compile.runtime.switching import discrepancy, find_tau1, phase_of
+from hybridiff_compile.runtime.report import RunReport
+from hybridiff_compile.runtime.run import Run
+from hybridiff_compile.runtime.switching import discrepancy
 
 logger = logging.getLogger(__name__)
 
@@ -47,18 +48,6 @@ class _Entry:
     programs: dict[Phase, StepProgram]
 
 
-@dataclass
-class _Run:
-    """One call of the pipeline, as far as it has come."""
-
-    settings: SwitchSettings | None = None
-    guided: dict[Signature, bool] = field(default_factory=dict)
-    records: list[tuple[Phase, float, torch.Tensor | None]] = field(default_factory=list)
-    tau1: int | None = None
-    last_key: int | None = None
-    ranks: int = 1
-
-
 class Session:
     """Serves the denoiser calls of one pipeline."""
 
@@ -71,38 +60,74 @@ class Session:
         start: Callable[[], Fleet],
     ) -> None:
         self.report: RunReport | None = None
-        self.dry = False
+        self._dry = threading.local()
         self._pipe, self._denoiser, self._config, self._family = pipe, denoiser, config, family
         self._start = start
         self._driver: Driver | None = None
         self._weight_names: dict[int, str] = {}
         self._entries: dict[Signature, _Entry] = {}
         self._fingerprint = 0
-        self._run: _Run | None = None
+        self._run: Run | None = None
+        self._owner: int | None = None
         self._said: set[str] = set()
         self._to_trim = False
         self._lock = threading.Lock()
         self._parameters = tuple(inspect.signature(denoiser.forward).parameters)
         self._device = next(denoiser.parameters()).device
-        if config.gpus > 1:
-            self._connect()
         self.attachment = Attachment(pipe, denoiser, self.run, self.denoise)
+        try:
+            if config.gpus > 1:
+                self._connect()
+        except BaseException:
+            self.attachment.detach()
+            raise
+
+    @contextmanager
+    def dry(self) -> Iterator[None]:
+        """Within this, a call of the pipeline in this thread ends once its programs are ready."""
+        self._dry.on = True
+        try:
+            with suppress(Prepared):
+                yield
+        finally:
+            self._dry.on = False
 
     @contextmanager
     def run(self) -> Iterator[None]:
-        """Around one call of the pipeline; calls from several threads take turns."""
+        """Around one call of the pipeline; calls from several threads take turns.
+
+        Raises:
+            ConfigError: under autocast, or called from a callback of a call that is under way.
+            UnsupportedPipelineError: the pipeline was given another denoiser since `optimize`.
+        """
+        self._check_call()
         with self._lock:
+            self._owner = threading.get_ident()
             self._forget_if_changed()
-            self._run = run = _Run()
+            self._run = run = Run()
             before = self._traffic()
             try:
                 yield
-                self.report = self._reported(run, self._traffic(), before)
+                self.report = run.report(self._config.mode, self._traffic(), before)
             finally:
-                self._run = None
+                self._run = self._owner = None
                 if self._to_trim:  # the first picture of a shape leaves buffers that no other needs
                     self._to_trim = False
                     memory.trim()
+
+    def _check_call(self) -> None:
+        if self._owner == threading.get_ident():
+            raise ConfigError("the model is called from its own callback; call it after the run.")
+        if torch.is_autocast_enabled(self._device.type):
+            raise ConfigError(
+                "torch.autocast does not reach the workers; convert the pipeline instead: "
+                "pipe.to(dtype=...)."
+            )
+        if not any(getattr(self._pipe, n, None) is self._denoiser for n in ("unet", "transformer")):
+            raise UnsupportedPipelineError(
+                "the pipeline was given another denoiser after optimize(); call restore() and "
+                "optimize(pipe) again."
+            )
 
     def denoise(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -112,15 +137,21 @@ class Session:
         if run is None:  # called from outside the pipeline
             return forward(*args, **kwargs)
         call = DenoiserCall.of(self._parameters, args, kwargs)
-        if not self._is_guided(run, call):
-            self._say_once("this call is not guided (no [uncond, cond] batch): one rank runs it")
+        dry = getattr(self._dry, "on", False)
+        guided = self._is_guided(run, call)
+        if dry and not (guided and self._config.gpus > 1):
+            raise Prepared  # there is nothing to prepare
+        if not guided:
+            self._say_once(
+                "not guided (guidance_scale <= 1, or no [uncond, cond] batch): one rank runs it"
+            )
             return forward(*args, **kwargs)
         if not run.records:
             run.settings = self._config.switching(self._family, self._num_steps())
         if self._config.gpus == 1:
             return self._denoise_apart(run, call, forward)
         entry = self._entry(call, forward, args, kwargs)
-        if self.dry:
+        if dry:
             raise Prepared
         return self._denoise_together(run, call, entry)
 
@@ -134,7 +165,7 @@ class Session:
             self._driver.release()
             self._driver = None
 
-    def _is_guided(self, run: _Run, call: DenoiserCall) -> bool:
+    def _is_guided(self, run: Run, call: DenoiserCall) -> bool:
         """The pipeline says that it guides, and the batch is doubled; looked at once a run."""
         if not getattr(self._pipe, "do_classifier_free_guidance", True):
             return False
@@ -147,7 +178,7 @@ class Session:
         steps = getattr(self._pipe, "num_timesteps", None)
         return len(self._pipe.scheduler.timesteps) if steps is None else int(steps)
 
-    def _denoise_apart(self, run: _Run, call: DenoiserCall, forward: Callable[..., Any]) -> Any:
+    def _denoise_apart(self, run: Run, call: DenoiserCall, forward: Callable[..., Any]) -> Any:
         """One device: the branches one after the other, by the denoiser itself."""
         start = time.perf_counter()
         outputs = []
@@ -161,11 +192,11 @@ class Session:
         run.records.append((Phase.SERIAL, seconds, discrepancy(eps_u, eps_c)))
         return pytree.tree_unflatten([torch.cat([eps_u, eps_c])], spec)
 
-    def _denoise_together(self, run: _Run, call: DenoiserCall, entry: _Entry) -> Any:
+    def _denoise_together(self, run: Run, call: DenoiserCall, entry: _Entry) -> Any:
         """Two ranks: decide the phase, run the step, note what it was like."""
         start = time.perf_counter()
         step = len(run.records)
-        phase = self._decide(run, step)
+        phase = run.decide(step)
         if run.last_key != entry.key:
             phase = Phase.SERIAL  # another shape: there are no features of a previous step
         prediction = self._connect().step(entry.key, phase, step, entry.captured.inputs(call))
@@ -174,17 +205,6 @@ class Session:
         run.records.append((phase, seconds, measured))
         run.last_key, run.ranks = entry.key, self._config.gpus
         return pytree.tree_unflatten([prediction], entry.captured.spec)
-
-    def _decide(self, run: _Run, step: int) -> Phase:
-        settings = run.settings
-        if settings is None:
-            return Phase.SERIAL
-        # Reading a discrepancy waits for the device; it is read only while tau1 is searched.
-        if run.tau1 is None and (settings.tau1 is not None or step > settings.L_slope):
-            run.tau1 = find_tau1([float(m) for _, _, m in run.records if m is not None], settings)
-        elif run.tau1 is None and step >= settings.tau_cap:
-            run.tau1 = settings.tau_cap
-        return phase_of(step, run.tau1, settings)
 
     def _entry(
         self, call: DenoiserCall, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
@@ -245,36 +265,7 @@ class Session:
             return 0, 0.0
         return self._driver.traffic()
 
-    def _reported(
-        self, run: _Run, after: tuple[int, float], before: tuple[int, float]
-    ) -> RunReport:
-        steps = tuple(
-            StepRecord(i, phase, seconds, None if m is None else float(m))
-            for i, (phase, seconds, m) in enumerate(run.records)
-        )
-        pipelined = [s.index for s in steps if s.phase is Phase.PIPELINED]
-        return RunReport(
-            mode=self._config.mode,
-            ranks=run.ranks,
-            steps=steps,
-            tau1=pipelined[0] if pipelined else None,
-            tau2=pipelined[-1] + 1 if pipelined else None,
-            bytes_sent=after[0] - before[0],
-            worker_rss_mb=(after[1],) if run.ranks > 1 else (),
-        )
-
     def _say_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
             logger.warning(text)
-
-
-def find_report(session: Session) -> RunReport:
-    """The report of the last run.
-
-    Raises:
-        HybridiffError: there was none.
-    """
-    if session.report is None:
-        raise HybridiffError("there is no report yet: make a picture first.")
-    return session.report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,22 +16,8 @@ from hybridiff_compile.ir import Phase, RankProgram, StepProgram
 from hybridiff_compile.lower.eager import lower
 from hybridiff_compile.runtime.rank import Rank
 
-_here = threading.local()
 #: What a rank returned, by name.
 Returned = Mapping[str, torch.Tensor]
-
-
-class _ByThread:
-    """A process group that is each thread's own."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def send(self, tensors: list[torch.Tensor], dst: int, tag: int) -> Any:
-        return _here.groups[self._name].send(tensors, dst, tag)
-
-    def recv(self, tensors: list[torch.Tensor], src: int, tag: int) -> Any:
-        return _here.groups[self._name].recv(tensors, src, tag)
 
 
 class Pair:
@@ -43,13 +28,13 @@ class Pair:
         self.threads = [ThreadPoolExecutor(1) for _ in range(2)]
         self.ranks = [Rank(), Rank()]
 
-        def join(rank: int) -> list[str]:
+        def join(rank: int) -> ops.Groups:
             torch.set_num_threads(1)
-            _here.groups = ops.connect(store, rank, 2, cpu, loopback=True)
-            return list(_here.groups)
+            groups = ops.connect(store, rank, 2, cpu, loopback=True)
+            ops.activate(groups)
+            return groups
 
-        names = self.on_both(join)[0]
-        ops.activate({name: _ByThread(name) for name in names})
+        self.groups = self.on_both(join)
         for rank, at_work in enumerate(self.ranks):
             at_work.load(0, [lower(RankProgram.of(p, rank)) for p in programs.values()])
 
@@ -78,7 +63,7 @@ class Pair:
 @contextmanager
 def pair(programs: Mapping[Phase, StepProgram]) -> Iterator[Pair]:
     """Connect two ranks; the links and the thread count are put back as they were."""
-    before, threads, timeout = ops._groups, torch.get_num_threads(), ops.STEP_TIMEOUT
+    threads, timeout = torch.get_num_threads(), ops.STEP_TIMEOUT
     torch.set_num_threads(1)
     ops.STEP_TIMEOUT = timedelta(seconds=30)  # a broken program hangs no longer than this
     ranks = Pair(programs)
@@ -87,6 +72,5 @@ def pair(programs: Mapping[Phase, StepProgram]) -> Iterator[Pair]:
     finally:
         for thread in ranks.threads:
             thread.shutdown()
-        ops.activate(before)
         ops.STEP_TIMEOUT = timeout
         torch.set_num_threads(threads)

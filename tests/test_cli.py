@@ -24,7 +24,7 @@ def test_version():
     ("arguments", "says"),
     [
         (["--model", "tiny-dalle"], "unknown model tiny-dalle; choose from tiny-sdxl, tiny-sd3"),
-        (["--steps", "1"], "steps=1 must be at least 2"),
+        (["--steps", "1"], "steps=1 must be at least 3"),
         (["--prompts", "0"], "prompts=0 must be at least 1"),
     ],
 )

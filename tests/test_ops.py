@@ -51,12 +51,12 @@ def test_messages_with_different_tags_may_be_awaited_in_any_order():
 
 
 def test_every_pair_of_ranks_has_a_group_for_data_and_one_for_stamps():
-    with pair({}):
-        assert sorted(ops._groups) == ["data0to1", "data1to0", "stamp0to1", "stamp1to0"]
+    with pair({}) as ranks:
+        assert sorted(ranks.groups[0]) == ["data0to1", "data1to0", "stamp0to1", "stamp1to0"]
 
 
 def test_op_on_a_link_that_is_not_connected_is_refused(monkeypatch):
-    monkeypatch.setattr(ops, "_groups", {})
+    monkeypatch.setattr(ops._active, "groups", {}, raising=False)
     with pytest.raises(RuntimeError, match=r"link group 'data0to1' is not connected; it has \[\]"):
         ops.send(torch.ones(1), 1, 0, "data0to1")
     with pytest.raises(RuntimeError, match="link group 'data1to0' is not connected"):
@@ -64,7 +64,7 @@ def test_op_on_a_link_that_is_not_connected_is_refused(monkeypatch):
 
 
 def test_ops_on_fake_tensors_give_the_shapes_without_a_link(monkeypatch):
-    monkeypatch.setattr(ops, "_groups", {})
+    monkeypatch.setattr(ops._active, "groups", {}, raising=False)
     with FakeTensorMode():
         token = ops.SEND(torch.empty(3), 1, 0, "data0to1")
         value = ops.RECV([2, 5], torch.float16, CPU, 1, 0, "data1to0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -25,7 +26,11 @@ def _facts(denoiser: nn.Module) -> Iterator[Any]:
     for name, module in denoiser.named_modules():
         yield name, type(module), tuple(_settings(vars(module)))
     for name, tensor in (*denoiser.named_parameters(), *denoiser.named_buffers()):
-        yield name, tensor.data_ptr(), tensor._version, tensor.dtype, str(tensor.device)
+        yield name, *_identity(tensor), tensor.dtype, str(tensor.device)
+
+
+def _identity(tensor: torch.Tensor) -> tuple[int, int | None]:
+    return tensor.data_ptr(), None if tensor.is_inference() else tensor._version
 
 
 def _settings(values: Mapping[str, Any]) -> Iterator[Any]:
@@ -38,5 +43,7 @@ def _settings(values: Mapping[str, Any]) -> Iterator[Any]:
             yield key, tuple(v for v in value if isinstance(v, _PLAIN))
         elif key in ("_forward_hooks", "_forward_pre_hooks"):
             yield key, tuple(value)
-        elif key == "processor":
+        elif isinstance(value, torch.Tensor):
+            yield key, *_identity(value)
+        elif key in ("processor", "forward"):
             yield key, id(value), type(value)

@@ -39,6 +39,7 @@ class Driver:
     def __init__(self, fleet: Fleet, device: torch.device) -> None:
         self.fleet = fleet
         self._device = device
+        self._sent_before = ops.sent_bytes()
         self._rank = Rank()
         self._peer: dict[tuple[int, Phase], RankProgram] = {}
         self._sent: dict[int, dict[str, _Sent]] = {}
@@ -75,9 +76,10 @@ class Driver:
         self.fleet.send(messages.Unload(tuple(keys)))
 
     def traffic(self) -> tuple[int, float]:
-        """Bytes sent by all ranks so far (tensors and messages), and the worker's memory in MB."""
+        """Bytes sent by both ranks since the start, and the worker's memory in MB."""
         status = self.fleet.ask(messages.Ask())
-        return ops.sent_bytes() + self.fleet.sent_bytes + status.sent_bytes, status.rss_mb
+        own = ops.sent_bytes() - self._sent_before + self.fleet.sent_bytes
+        return own + status.sent_bytes, status.rss_mb
 
     def release(self) -> None:
         """Give the worker up: end it, or leave it to the other models that share it."""

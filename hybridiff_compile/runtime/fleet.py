@@ -156,7 +156,8 @@ def start(device: torch.device) -> Fleet:
     log, store_file = folder / "rank1.log", folder / "store"
     ours, theirs = socket.socketpair()
     command = [
-        *(sys.executable, "-m", "hybridiff_compile.worker"),
+        # -P: a module of the user's in the working directory must not stand in for a library's.
+        *(sys.executable, "-P", "-m", "hybridiff_compile.worker"),
         *("--fd", str(theirs.fileno()), "--store", str(store_file)),
         *("--rank", "1", "--size", "2", "--device", str(device)),
     ]
@@ -175,8 +176,14 @@ def start(device: torch.device) -> Fleet:
         _hello(connection, process, log)
         store = dist.FileStore(str(store_file), 2)
         groups = ops.connect(store, 0, 2, _driver_device(device), loopback=True)
+    except RuntimeError as e:
+        _end(connection, process)
+        error = WorkerError(_last_words(process.poll(), log))
+        _remove(folder)
+        raise error from e
     except BaseException:
         _end(connection, process)
+        _remove(folder)
         raise
     fleet = Fleet(connection, groups, process, log)
     weakref.finalize(fleet, _remove, folder)

@@ -29,8 +29,8 @@ KEY = 3
 class Recorder:
     """A fleet that remembers what it was told to send."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.groups, self.sent_bytes, self.messages = ops._groups, 0, []
+    def __init__(self, connection: Connection, groups: ops.Groups) -> None:
+        self.groups, self.sent_bytes, self.messages = groups, 0, []
         self._connection = connection
 
     def send(self, message: messages.Message) -> None:
@@ -58,7 +58,7 @@ class Served:
     def __init__(self, ranks: Pair, file: Path) -> None:
         ours, theirs = Pipe()
         self._ranks = ranks
-        self.fleet = Recorder(cast(Connection, ours))
+        self.fleet = Recorder(cast(Connection, ours), ranks.groups[0])
         self.driver = Driver(cast(Fleet, self.fleet), CPU)
         with torch.no_grad():
             self.working = ranks.start(1, Worker(cast(Connection, theirs), 1, CPU).serve)

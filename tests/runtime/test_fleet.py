@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,18 @@ def test_a_script_that_forgets_to_close_leaves_no_worker() -> None:
         process.communicate(timeout=30)
         assert process.returncode == 0
         assert wait_until_gone(pid)
+
+
+def test_a_worker_that_dies_while_connecting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = fleet._hello
+
+    def hello_then_kill(connection: Any, process: subprocess.Popen, log: Path) -> None:
+        own(connection, process, log)
+        process.kill()
+
+    monkeypatch.setattr(fleet, "_hello", hello_then_kill)
+    monkeypatch.setattr(fleet.ops, "CONNECT_TIMEOUT", timedelta(seconds=3))
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match="rank 1"):
+        hybridiff_compile.optimize(pipelines.load(NAME))
+    assert time.monotonic() - start < 25

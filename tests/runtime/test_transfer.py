@@ -117,7 +117,7 @@ def test_tensor_that_was_not_published_travels_by_value(weights):
 
 
 def test_loading_runs_no_receive(programs, weights, monkeypatch):
-    monkeypatch.setattr(ops, "_groups", {})  # a receive that ran would raise
+    monkeypatch.setattr(ops._active, "groups", {}, raising=False)  # a receive that ran would raise
     targets = {n.target for n in programs[Phase.PIPELINED].module.graph.nodes}
     assert ops.RECV in targets
     (after,) = round_trip([programs[Phase.PIPELINED]], weights)
