@@ -28,9 +28,13 @@ ROUNDS, STEPS = 6, 12
 FORCED = {"mode": "paper", "tau1": 3, "k": 8}
 
 
-def load(name: str) -> Any:
-    """An embedded pipeline without its progress bar."""
-    pipe = models.load(name)
+def load(name: str, width: int | None = None) -> Any:
+    """An embedded pipeline without its progress bar; its UNet's channels made `width` wide."""
+    pipe: Any = models.load(name)
+    if width is not None:
+        levels = len(pipe.unet.config["block_out_channels"])
+        shape = {**pipe.unet.config, "block_out_channels": (width,) * levels}
+        pipe.register_modules(unet=type(pipe.unet).from_config(shape).eval())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -141,31 +145,40 @@ def own_python(console: Console) -> None:
     console.print(f"driver, beside its forward       {median(least) * 1000:8.2f} ms a step")
 
 
-def memory(name: str) -> None:
-    """Print the PSS of both ranks, and the bytes of the weights, in MiB; for a fresh process."""
-    pipe = load(name)
+def memory(ranks: int, width: int | None) -> None:
+    """Print the PSS of all ranks, and the bytes of the weights, in MiB; for a fresh process."""
+    name = "sdxl-small"
+    pipe = load(name, width)
+    weights = sum(p.nbytes for p in pipe.unet.parameters()) / 2**20
+    if ranks == 1:
+        step_seconds(pipe, name)
+        print(megabytes("self"), weights)
+        return
     model: Any
     with hybridiff_compile.optimize(pipe) as model:
         step_seconds(model, name)
         worker = model._session._driver.fleet._process.pid
-        weights = sum(p.nbytes for p in pipe.unet.parameters()) / 2**20
         print(megabytes("self") + megabytes(worker), weights)
 
 
 def report_memory(console: Console) -> None:
-    """Both ranks' memory, beside two that serve a model of next to no weights."""
-    for name in ("tiny-sdxl", "sdxl-small"):
-        command = [sys.executable, __file__, "memory", name]
+    """What two ranks hold, beside the same two with the same graph and next to no weights."""
+    for label, ranks, width in (
+        ("one device", 1, None),
+        ("two ranks", 2, None),
+        ("two ranks, narrow twin", 2, 32),
+    ):
+        command = [sys.executable, __file__, "memory", str(ranks), str(width or "")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        both, weights = (float(x) for x in done.stdout.split())
-        console.print(f"PSS of both ranks, {name:10} {both:8.0f} MiB, weights {weights:.0f} MiB")
+        held, weights = (float(x) for x in done.stdout.split())
+        console.print(f"PSS of {label:25} {held:8.0f} MiB, weights {weights:.0f} MiB")
 
 
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
     if sys.argv[1:2] == ["memory"]:
-        memory(sys.argv[2])
+        memory(int(sys.argv[2]), int(sys.argv[3] or 0) or None)
         return
     console = Console(highlight=False)
     report_memory(console)

@@ -10,23 +10,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybridiff_compile.api import Model as Model
+    from hybridiff_compile.api import export as export
+    from hybridiff_compile.api import load as load
     from hybridiff_compile.api import optimize as optimize
     from hybridiff_compile.errors import HybridiffError as HybridiffError
     from hybridiff_compile.ir import Phase as Phase
+    from hybridiff_compile.model import Model as Model
     from hybridiff_compile.runtime.report import RunReport as RunReport
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Model": "api",
+    "Model": "model",
+    "export": "api",
+    "load": "api",
     "optimize": "api",
     "HybridiffError": "errors",
     "Phase": "ir",
     "RunReport": "runtime.report",
 }
 
-__all__ = ["HybridiffError", "Model", "Phase", "RunReport", "__version__", "optimize"]
+__all__ = [
+    "HybridiffError",
+    "Model",
+    "Phase",
+    "RunReport",
+    "__version__",
+    "export",
+    "load",
+    "optimize",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,13 @@
-"""The public way in: `optimize(pipe)` and the model that it returns."""
+"""The public way in: `optimize(pipe)`, and `export` and `load` for deployment."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,19 +17,20 @@ from hybridiff_compile.config import (
     TRANSFORMER_SWITCHING,
     UNET_SWITCHING,
     Backend,
+    CompileMode,
     Config,
+    Lowering,
     Mode,
+    Scope,
     SwitchSettings,
 )
-from hybridiff_compile.errors import (
-    ClosedError,
-    ConfigError,
-    HybridiffError,
-    UnsupportedPipelineError,
-)
-from hybridiff_compile.ir import Phase, StepProgram
-from hybridiff_compile.runtime import fleet, torchrun
-from hybridiff_compile.runtime.report import RunReport
+from hybridiff_compile.debug import check_folder
+from hybridiff_compile.entry import one_compiler
+from hybridiff_compile.errors import ConfigError, PackageError, UnsupportedPipelineError
+from hybridiff_compile.lower import tensorrt
+from hybridiff_compile.lower.device import device_of
+from hybridiff_compile.model import Model, shown
+from hybridiff_compile.runtime import attach, fleet, torchrun
 from hybridiff_compile.session import Session
 
 
@@ -39,6 +40,8 @@ def optimize(
     *,
     mode: Mode = "exact",
     backend: Backend = "eager",
+    scope: Scope = "stage",
+    compile_mode: CompileMode | None = None,
     L_slope: int | None = None,
     eps_slope: float | None = None,
     k: int | None = None,
@@ -57,126 +60,126 @@ def optimize(
         gpus: 2, or 1 to run the two branches one after the other on one device.
         mode: "exact": each rank computes one branch, nothing is approximated. "paper": some steps
             are also pipelined by layer, as in Jung et al. 2026, Sec. 4.
-        backend: "eager".
+        backend: "eager" runs the denoiser's own kernels; "inductor" compiles them, as torch.compile
+            does; "tensorrt" hands them to torch-tensorrt.
+        scope: what Inductor compiles in one piece: "stage", "regional" (repeated blocks only) or
+            "whole" (each phase's step with its links inside); see `Lowering`.
+        compile_mode: Inductor's mode, as in `torch.compile(mode=...)`.
         L_slope, eps_slope, k, tau_cap, tau1: when the paper's mode pipelines; see `Config`.
-        dump: folder for the programs before and after each pass.
+        dump: folder for the programs before and after each pass, a folder in it for each shape of
+            call.
 
     Returns:
         A model to call like the pipeline; the pipeline itself does the same until `restore()`.
 
     Raises:
-        ConfigError: a setting is out of range, or more ranks than the machine has devices.
-        UnsupportedPipelineError: there is no denoiser that can be driven.
+        ConfigError: a setting is out of range, `dump` cannot be written to, or there are more ranks
+            than the machine has devices.
+        UnsupportedPipelineError: there is no denoiser that can be driven, or it was patched.
         WorkerError: the worker did not start.
     """
     config = Config(
         gpus=gpus,
         mode=mode,
-        backend=backend,
+        lowering=Lowering(backend, scope, compile_mode),
         L_slope=L_slope,
         eps_slope=eps_slope,
         k=k,
         tau_cap=tau_cap,
         tau1=tau1,
-        dump=None if dump is None else Path(dump),
+        dump=check_folder(dump),
     )
+    if backend == "aot":
+        raise ConfigError("backend='aot' reads a package; call load(folder, pipe) instead.")
     denoiser, family = _find_denoiser(pipe)
-    device = next(denoiser.parameters()).device
+    device = device_of(denoiser)
+    if backend == "tensorrt":
+        tensorrt.check(device)
+    start = _start(gpus, device)
+    return Model(pipe, Session(pipe, denoiser, config, family, start))
+
+
+def export(
+    model: Model,
+    folder: str | Path,
+    format: Literal["aot", "onnx"] = "aot",
+    *,
+    progress: bool = True,
+) -> None:
+    """Package a model's programs, so that another process needs neither to trace nor to compile.
+
+    Args:
+        model: of two ranks, after `compile(...)` or a picture; every shape of call so far is
+            packaged, with its phases and switching.
+        folder: new; it appears when everything in it is written.
+        format: "aot": AOTInductor packages for `load` on machines of the same kind. "onnx": one
+            model a stage and one of the whole branch for other runtimes, which drive the links.
+        progress: show on a terminal what is being done.
+
+    Raises:
+        ConfigError: unknown format, or there is nothing to export.
+        PackageError: the folder exists or cannot be written.
+        BackendError: a package that the format needs is missing.
+    """
+    from hybridiff_compile import package
+
+    session = model.session()
+    if format not in ("aot", "onnx"):
+        raise ConfigError(f"format={format!r} is unknown; choose one of aot, onnx.")
+    if not session.entries:
+        raise ConfigError(f"there is nothing to export: {session.lacks}")
+    with shown(session, progress), one_compiler:
+        package.export(session, Path(folder), format)
+
+
+def load(folder: str | Path, pipe: Any) -> Model:
+    """Let two ranks make a pipeline's pictures by the compiled programs of a package.
+
+    Nothing is traced, compiled or unpickled. The weights of the pipeline's denoiser become those of
+    the package, and stay so after `restore()`; every other part of the pipeline is used as it is.
+
+    Args:
+        folder: that `export` wrote with format "aot".
+        pipe: as for `optimize`; a pipeline of the kind that was exported.
+
+    Returns:
+        A model, as from `optimize`; it refuses calls of a shape that was not exported.
+
+    Raises:
+        PackageError: a file is missing or changed, or the package was made for another torch,
+            device or pipeline; the message names it.
+        WorkerError: the worker did not start.
+    """
+    from hybridiff_compile import package
+
+    folder = Path(folder).resolve()
+    manifest = package.check(folder)
+    denoiser, family = _find_denoiser(pipe)
+    device = device_of(denoiser)
+    if manifest.format != "aot":
+        raise PackageError(
+            f"{folder} holds {manifest.format} models for other runtimes; load() runs what "
+            "export(model, folder, 'aot') writes."
+        )
+    package.check_machine(folder, manifest, device)
+    config = Config(
+        gpus=manifest.ranks,
+        mode=manifest.mode,  # pyright: ignore[reportArgumentType]
+        lowering=Lowering("aot"),
+        **manifest.switching,
+    )
+    start = _start(config.gpus, device)
+    entries = partial(package.entries, folder, manifest, denoiser)
+    return Model(pipe, Session(pipe, denoiser, config, family, start, entries))
+
+
+def _start(gpus: int, device: torch.device) -> Callable[[], fleet.Fleet]:
+    """How the other rank is started; under torchrun, a rank other than 0 serves here and exits."""
     _check_devices(gpus, device)
     if torchrun.rank() > 0:
         _serve(device)
     launched = torchrun.world_size() > 1
-    start = partial(torchrun.drive, device) if launched else partial(fleet.start, _peer(device))
-    return Model(pipe, Session(pipe, denoiser, config, family, start))
-
-
-class Model:
-    """An optimized pipeline: call it as the pipeline is called.
-
-    Use it in a `with` block, or `restore()` the pipeline at the end; the worker ends with it, and
-    at the latest with this process.
-    """
-
-    def __init__(self, pipe: Any, session: Session) -> None:
-        self.pipe = pipe
-        self._session: Session | None = session
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Make pictures: the same as `pipe(...)`."""
-        self._open()
-        return self.pipe(*args, **kwargs)
-
-    def compile(self, **call: Any) -> None:
-        """Prepare the programs of a call without making a picture.
-
-        Args:
-            call: keywords of the later calls that shape the denoiser's inputs, such as `height`,
-                `width`, `num_images_per_prompt`, `guidance_scale`; a prompt is not needed.
-        """
-        session = self._open()
-        if "prompt_embeds" not in call:
-            call.setdefault("prompt", "")
-        hidden = getattr(self.pipe, "_progress_bar_config", None)
-        self.pipe.set_progress_bar_config(**{**(hidden or {}), "disable": True})
-        try:
-            with session.dry():
-                self.pipe(**call)
-        finally:
-            self.pipe.set_progress_bar_config(**(hidden or {}))
-
-    @property
-    def report(self) -> RunReport:
-        """What the last call did, step by step.
-
-        Raises:
-            HybridiffError: there was none.
-        """
-        report = self._open().report
-        if report is None:
-            raise HybridiffError("there is no report yet: make a picture first.")
-        return report
-
-    def programs(self) -> list[dict[Phase, StepProgram]]:
-        """The programs by phase, of every shape of call so far; each prints as text."""
-        return self._open().programs()
-
-    def graphs(self) -> str:
-        """Every rank's program for every phase, as text; after `compile()` or a first picture."""
-        return "\n\n".join(str(p) for by_phase in self.programs() for p in by_phase.values())
-
-    def restore(self) -> Any:
-        """Give the pipeline back as it was, end the worker, and close this model.
-
-        Raises:
-            ClosedError: it was restored already, or something was attached on top since.
-        """
-        session = self._open()
-        session.attachment.detach()
-        session.close()
-        self._session = None
-        return self.pipe
-
-    def close(self) -> None:
-        """Restore the pipeline, if that has not been done yet."""
-        if self._session is not None:
-            self.restore()
-
-    def __enter__(self) -> Self:
-        self._open()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _open(self) -> Session:
-        if self._session is None:
-            raise ClosedError("this model was restored; call optimize(pipe) again.")
-        return self._session
+    return partial(torchrun.drive, device) if launched else partial(fleet.start, _peer(device))
 
 
 def _find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
@@ -198,6 +201,7 @@ def _find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
             f"pipe.{name} is offloaded by accelerate; every rank holds the whole model, so "
             "load the pipeline without offloading."
         )
+    attach.check(denoiser)
     return denoiser, families[name]
 
 

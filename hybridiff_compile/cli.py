@@ -11,7 +11,18 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from hybridiff_compile.errors import HybridiffError
+from hybridiff_compile.errors import ConfigError, HybridiffError
+
+_NAMES = "tiny-sdxl, tiny-sd3 or sdxl-small"
+_Model = Annotated[str | None, typer.Option(help=f"An embedded model: {_NAMES}.")]
+_Pipe = Annotated[
+    Path | None, typer.Option(help="Folder of a saved pipeline, in place of a model.")
+]
+_Mode = Annotated[str, typer.Option(help="exact or paper.")]
+_Height = Annotated[int | None, typer.Option(help="Of the pictures, pixels.")]
+_Width = Annotated[int | None, typer.Option(help="Of the pictures, pixels.")]
+_Images = Annotated[int, typer.Option(help="Pictures for each prompt.")]
+_Steps = Annotated[int | None, typer.Option(help="Denoising steps of the calls.")]
 
 
 class _Commands(TyperGroup):
@@ -41,6 +52,14 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _quiet() -> None:
+    """Keep transformers from warning about image processors that no model here has."""
+    # Here, because torch and diffusers take seconds to import, which --help need not wait for.
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+
+
 @app.callback()
 def hybridiff(
     show_version: Annotated[
@@ -55,9 +74,7 @@ def hybridiff(
 def demo(
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            help="tiny-sdxl, tiny-sd3 or sdxl-small; give it again for more  [default: both tiny]"
-        ),
+        typer.Option(help=f"{_NAMES}; give it again for more  [default: both tiny]"),
     ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
     prompts: Annotated[
@@ -71,13 +88,85 @@ def demo(
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Run one device, exact and paper side by side: a table, pictures and a plot."""
-    # Here, because torch and diffusers take seconds to import, which --help need not wait for.
-    from transformers.utils import logging
-
-    # It warns about image processors that no model here has.
-    logging.set_verbosity_error()
+    _quiet()
     from hybridiff_compile.bench import demo as demonstration
 
     names = tuple(dict.fromkeys(model)) if model else demonstration.DRAWING
     asked = demonstration.Demo(names, steps, prompts, runs, out, json)
     demonstration.run(asked, Console())
+
+
+@app.command()
+def bench(
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Measure compiling: cold, warm, loaded, and steps.")
+    ] = False,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{_NAMES}; give it again for more  [default: all three]"),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps of a picture.")] = 12,
+    runs: Annotated[int, typer.Option(help="Pictures of each row after its first one.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the chart.")] = Path("bench"),
+    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Measure one device, exact and paper against each other; needs --compile so far."""
+    if not compile_:
+        raise ConfigError("bench without --compile does not exist yet; add --compile.")
+    _quiet()
+    from hybridiff_compile.bench import compile_bench, models
+
+    names = tuple(dict.fromkeys(model)) if model else models.NAMES
+    asked = compile_bench.CompileBench(names, steps, runs, out, json)
+    compile_bench.run(asked, Console())
+
+
+@app.command("compile")
+def compile_ahead(
+    model: _Model = None,
+    pipe: _Pipe = None,
+    mode: _Mode = "exact",
+    backend: Annotated[str, typer.Option(help="inductor or tensorrt.")] = "inductor",
+    scope: Annotated[str, typer.Option(help="stage, regional or whole.")] = "stage",
+    height: _Height = None,
+    width: _Width = None,
+    images: _Images = 1,
+    steps: _Steps = None,
+) -> None:
+    """Compile ahead of the first picture: later processes find it in Inductor's cache."""
+    _quiet()
+    from hybridiff_compile.bench import prepare
+
+    wanted = prepare.Wanted(model, pipe, mode, height, width, images, steps)
+    prepare.compile_ahead(wanted, backend, scope, Console())
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="Folder for the package.")],
+    model: _Model = None,
+    pipe: _Pipe = None,
+    mode: _Mode = "exact",
+    form: Annotated[str, typer.Option("--format", help="aot or onnx.")] = "aot",
+    height: _Height = None,
+    width: _Width = None,
+    images: _Images = 1,
+    steps: _Steps = None,
+) -> None:
+    """Export a package that another process loads without compiling."""
+    _quiet()
+    from hybridiff_compile.bench import prepare
+
+    wanted = prepare.Wanted(model, pipe, mode, height, width, images, steps)
+    prepare.export(wanted, out, form, Console())
+
+
+@app.command("load-check")
+def load_check(
+    folder: Annotated[Path, typer.Argument(help="Of a package that export wrote.")],
+) -> None:
+    """Check every file of a package, and say what is in it."""
+    _quiet()
+    from hybridiff_compile.bench import prepare
+
+    prepare.load_check(folder, Console())

@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.ir import StepProgram
+
+
+def check_folder(dump: Any) -> Path | None:
+    """Make the folder of `optimize(dump=...)`, so that a bad one is refused before any work.
+
+    Raises:
+        ConfigError: it is no path, or no folder that can be written to.
+    """
+    if dump is None:
+        return None
+    if not isinstance(dump, str | os.PathLike):
+        raise ConfigError(f"dump={dump!r} is not a path; pass the folder for the programs.")
+    folder = Path(dump)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise ConfigError(
+            f"dump={str(dump)!r} is no folder that can be written to ({reason}); pass another."
+        ) from e
+    return folder
+
+
+def call_name(count: int, sample: torch.Tensor) -> str:
+    """Folder name for the programs of one captured call, such as `call2-2x4x32x32`.
+
+    Args:
+        count: of the captures so far, this one included: calls may differ in more than their shape.
+        sample: the noisy picture of the batched call.
+    """
+    return f"call{count}-{'x'.join(str(size) for size in sample.shape)}"
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,16 @@ class UnsupportedPipelineError(HybridiffError, TypeError):
     """The pipeline has no denoiser that can be driven, or is set up in a way that prevents it."""
 
 
+class BackendError(HybridiffError):
+    """A backend cannot be used here: a package or a device is missing."""
+
+
 class CaptureError(HybridiffError):
     """The denoiser could not be traced, or its branches do not add up to the batched call."""
+
+
+class PackageError(HybridiffError):
+    """A package is broken, made for something else, or does not hold what a call needs."""
 
 
 class PassError(HybridiffError):
@@ -31,6 +39,10 @@ class PhaseMismatchError(HybridiffError):
 
 class WorkerError(HybridiffError):
     """A worker process died or failed; the message names the rank and shows its last lines."""
+
+
+class SpaceError(HybridiffError, OSError):
+    """There is no room for the file that the ranks share their weights in."""
 
 
 class ClosedError(HybridiffError):

@@ -134,6 +134,26 @@ def _meta(value: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Stands for a tensor where only its shape travels, to another process or into a package."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    on_cpu: bool
+
+    @classmethod
+    def of(cls, value: torch.Tensor) -> Shape:
+        """Of a tensor, fake or real."""
+        return cls(tuple(value.shape), value.stride(), value.dtype, value.device.type == "cpu")
+
+    def empty(self) -> torch.Tensor:
+        """A tensor of that shape: untouched memory on the CPU, none on the meta device."""
+        device = "cpu" if self.on_cpu else "meta"
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
+
+
 @dataclass(frozen=True)
 class Variant:
     """One rank's runnable program for one phase.
@@ -159,12 +179,23 @@ def returned_values(graph: fx.Graph) -> dict[str, fx.Node]:
     return dict(returned)
 
 
+class Parent(fx.GraphModule):
+    """A graph module whose children have their code already.
+
+    torch makes the code of all children again with that of their parent: seconds for a denoiser
+    whose few-node step graph is rewritten a dozen times.
+    """
+
+    def _recompile_submodules(self) -> list[Any]:
+        return []
+
+
 def clone(module: fx.GraphModule) -> fx.GraphModule:
     """Copy a graph module's graph, sharing its children: passes never edit their input."""
     graph, env = fx.Graph(), {}
     for node in module.graph.nodes:
         env[node] = graph.node_copy(node, env.__getitem__)
-    return fx.GraphModule(module, graph, class_name=module.__class__.__name__)
+    return Parent(module, graph, class_name=module.__class__.__name__)
 
 
 def nbytes(value: Any) -> int:

@@ -29,6 +29,12 @@ class Slot:
         flat = buffer[self.offset : self.offset + count].view(self.dtype)
         return flat.as_strided(self.shape, self.stride)
 
+    def bytes(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of this shape as it lies in a buffer, uint8[n]."""
+        order = sorted(range(len(self.shape)), key=lambda i: -self.stride[i])
+        flat = tensor.permute(order).contiguous().as_strided((tensor.numel(),), (1,))
+        return flat.view(torch.uint8)
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -48,10 +54,11 @@ class Layout:
 
     def pack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """Copy the tensors into one new buffer, uint8[nbytes]."""
-        buffer = torch.empty(self.nbytes, dtype=torch.uint8, device=tensors[0].device)
+        pieces = []  # put together by one cat: a compiler cannot follow writes through views
         for slot, tensor in zip(self.slots, tensors, strict=True):
-            slot.view(buffer).copy_(tensor)
-        return buffer
+            data = slot.bytes(tensor)
+            pieces += [data, data.new_zeros(-len(data) % _ALIGNMENT)]
+        return torch.cat(pieces)
 
     def unpack(self, buffer: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """View a buffer as the tensors; no copy."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +29,9 @@ STEP_TIMEOUT = timedelta(minutes=10)
 
 # A peer that dies while the ranks connect is noticed by this alone.
 CONNECT_TIMEOUT = timedelta(seconds=20)
+
+# No link has this tag, so nothing ever arrives with it.
+_NO_TAG = 1 << 30
 
 #: Process groups of one set of ranks, by name; see `group_name`.
 Groups = dict[str, Any]
@@ -68,8 +72,34 @@ def connect(
 
 
 def activate(groups: Groups) -> None:
-    """Let the ops that run from now on in this thread use these groups."""
+    """Begin a step: the ops that run from now on in this thread use these groups."""
     _active.groups = groups
+    _active.started = []
+
+
+def abandon() -> None:
+    """After a failed step: break this thread's links, and let go of what was started on them.
+
+    A transfer is registered until it is waited for; torch warns of those that are left at the end
+    of the process. Broken links make every wait end at once, and the peer's too.
+    """
+    links = {id(g): g for g in getattr(_active, "groups", {}).values()}
+    for link in links.values():
+        if isinstance(link, dist.ProcessGroupGloo):
+            _break(link)
+        else:
+            link.abort()
+    for tensor in getattr(_active, "started", []):
+        with suppress(RuntimeError):
+            wait(tensor)
+    _active.started = []
+
+
+def _break(gloo: Any) -> None:
+    """Close a group's connections: gloo does so when a wait times out (its `abort` does not)."""
+    other = (gloo.rank() + 1) % gloo.size()
+    with suppress(RuntimeError):
+        gloo.recv([torch.empty(1)], other, _NO_TAG).wait(timedelta(milliseconds=1))
 
 
 def _gloo(store: dist.Store, rank: int, size: int, loopback: bool) -> Any:
@@ -106,6 +136,7 @@ def send(x: torch.Tensor, dst: int, tag: int, group: str) -> torch.Tensor:
     global _sent_bytes
     token = torch.empty(0, dtype=torch.uint8)
     _register_work(token, _group(group).send([x.contiguous()], dst, tag))
+    _active.started.append(token)
     _sent_bytes += x.numel() * x.element_size()
     return token
 
@@ -116,6 +147,7 @@ def recv(
     """Start to receive a contiguous tensor; wait for it before it is read."""
     out = torch.empty(size, dtype=dtype, device=device)
     _register_work(out, _group(group).recv([out], src, tag))
+    _active.started.append(out)
     return out
 
 

@@ -6,28 +6,34 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from hybridiff_compile.capture.call import DenoiserCall, Signature, only_tensor
+from hybridiff_compile import lower
+from hybridiff_compile.capture.call import DenoiserCall, Signature
 from hybridiff_compile.capture.fingerprint import fingerprint
-from hybridiff_compile.capture.trace import Captured, capture
 from hybridiff_compile.config import Config, SwitchSettings
-from hybridiff_compile.debug import Dump
-from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
-from hybridiff_compile.ir import BRANCHES, Phase, RankProgram, StepProgram
-from hybridiff_compile.lower.eager import lower
-from hybridiff_compile.passes import build_programs
-from hybridiff_compile.runtime import memory, messages, weights
-from hybridiff_compile.runtime.attach import Attachment
+from hybridiff_compile.debug import call_name
+from hybridiff_compile.entry import (
+    Entry,
+    capture_entry,
+    not_packaged,
+    one_compiler,
+    run_apart,
+)
+from hybridiff_compile.errors import ConfigError, PackageError
+from hybridiff_compile.ir import Phase, RankProgram, StepProgram
+from hybridiff_compile.lower.device import device_of
+from hybridiff_compile.runtime import memory, messages, traffic, weights
+from hybridiff_compile.runtime.attach import Attachment, check_call
 from hybridiff_compile.runtime.driver import Driver, one_thread
-from hybridiff_compile.runtime.fleet import Fleet, new_key, weights_file
+from hybridiff_compile.runtime.fleet import Fleet, weights_file
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.runtime.run import Run
 from hybridiff_compile.runtime.switching import discrepancy
@@ -37,15 +43,6 @@ logger = logging.getLogger(__name__)
 
 class Prepared(BaseException):
     """Ends a dry call once the programs are ready; no pipeline catches it by mistake."""
-
-
-@dataclass
-class _Entry:
-    """A captured signature."""
-
-    key: int
-    captured: Captured
-    programs: dict[Phase, StepProgram]
 
 
 class Session:
@@ -58,24 +55,30 @@ class Session:
         config: Config,
         family: SwitchSettings,
         start: Callable[[], Fleet],
+        packaged: Callable[[], Mapping[Signature, Entry]] | None = None,
     ) -> None:
         self.report: RunReport | None = None
+        self.tell: Callable[[str], None] = logger.info
         self._dry = threading.local()
-        self._pipe, self._denoiser, self._config, self._family = pipe, denoiser, config, family
+        self._pipe, self.denoiser, self.config, self._family = pipe, denoiser, config, family
         self._start = start
         self._driver: Driver | None = None
         self._weight_names: dict[int, str] = {}
-        self._entries: dict[Signature, _Entry] = {}
+        self._packaged = packaged is not None
+        self._entries: dict[Signature, Entry] = {}
         self._fingerprint = 0
+        self._captures = 0
         self._run: Run | None = None
         self._owner: int | None = None
         self._said: set[str] = set()
         self._to_trim = False
         self._lock = threading.Lock()
         self._parameters = tuple(inspect.signature(denoiser.forward).parameters)
-        self._device = next(denoiser.parameters()).device
+        self.device = device_of(denoiser)
         self.attachment = Attachment(pipe, denoiser, self.run, self.denoise)
         try:
+            if packaged is not None:  # now that nothing stands in the way: it writes the weights
+                self._entries.update(packaged())
             if config.gpus > 1:
                 self._connect()
         except BaseException:
@@ -97,67 +100,90 @@ class Session:
         """Around one call of the pipeline; calls from several threads take turns.
 
         Raises:
-            ConfigError: under autocast, or called from a callback of a call that is under way.
-            UnsupportedPipelineError: the pipeline was given another denoiser since `optimize`.
+            ConfigError: called from a callback of a call that is under way.
+            Others: see `check_call`.
         """
-        self._check_call()
-        with self._lock:
+        if self._owner == threading.get_ident():
+            raise ConfigError("the model is called from its own callback; call it after the run.")
+        check_call(self._pipe, self.denoiser, self.device)
+        with self._lock, self._random_numbers_kept():
             self._owner = threading.get_ident()
-            self._forget_if_changed()
-            self._run = run = Run()
-            before = self._traffic()
             try:
+                before = traffic.before(self._driver)
+                self._forget_if_changed()
+                self._run = run = Run()
                 yield
-                self.report = run.report(self._config.mode, self._traffic(), before)
+                self.report = run.report(self.config.mode, traffic.after(self._driver), before)
+            except Prepared:
+                raise
+            except BaseException:
+                self.report = None  # what it says of an earlier call would be taken for this one's
+                raise
             finally:
                 self._run = self._owner = None
                 if self._to_trim:  # the first picture of a shape leaves buffers that no other needs
                     self._to_trim = False
                     memory.trim()
 
-    def _check_call(self) -> None:
-        if self._owner == threading.get_ident():
-            raise ConfigError("the model is called from its own callback; call it after the run.")
-        if torch.is_autocast_enabled(self._device.type):
-            raise ConfigError(
-                "torch.autocast does not reach the workers; convert the pipeline instead: "
-                "pipe.to(dtype=...)."
-            )
-        if not any(getattr(self._pipe, n, None) is self._denoiser for n in ("unet", "transformer")):
-            raise UnsupportedPipelineError(
-                "the pipeline was given another denoiser after optimize(); call restore() and "
-                "optimize(pipe) again."
-            )
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Within this, no call of another thread is under way; one of this thread may be."""
+        with nullcontext() if self._owner == threading.get_ident() else self._lock:
+            yield
+
+    def _random_numbers_kept(self) -> AbstractContextManager[None]:
+        """A dry call draws latents that nobody sees: the numbers of later pictures stay theirs."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        return torch.random.fork_rng(devices, enabled=self._is_dry)  # pyright: ignore
+
+    @property
+    def _is_dry(self) -> bool:
+        return getattr(self._dry, "on", False)
 
     def denoise(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Answer one denoiser call, in place of the denoiser's own `forward`."""
         run = self._run
-        if run is None:  # called from outside the pipeline
+        if run is None or self._owner != threading.get_ident():  # called from outside the pipeline
             return forward(*args, **kwargs)
         call = DenoiserCall.of(self._parameters, args, kwargs)
-        dry = getattr(self._dry, "on", False)
         guided = self._is_guided(run, call)
-        if dry and not (guided and self._config.gpus > 1):
-            raise Prepared  # there is nothing to prepare
+        if self._is_dry and self.config.gpus == 1:
+            self._say_once("there is nothing to prepare: gpus=1 runs the denoiser as it is")
+            raise Prepared
         if not guided:
             self._say_once(
-                "not guided (guidance_scale <= 1, or no [uncond, cond] batch): one rank runs it"
+                "this denoiser call is not guided (guidance_scale <= 1, or no [uncond, cond] "
+                f"batch): {'there is nothing to prepare' if self._is_dry else 'one rank runs it'}"
             )
+            if self._is_dry:
+                raise Prepared
             return forward(*args, **kwargs)
         if not run.records:
-            run.settings = self._config.switching(self._family, self._num_steps())
-        if self._config.gpus == 1:
+            run.settings = self.config.switching(self._family, self._num_steps())
+        if self.config.gpus == 1:
             return self._denoise_apart(run, call, forward)
         entry = self._entry(call, forward, args, kwargs)
-        if dry:
+        if self._is_dry:
             raise Prepared
         return self._denoise_together(run, call, entry)
+
+    @property
+    def entries(self) -> Mapping[Signature, Entry]:
+        """What was captured, by the signature of the call."""
+        return self._entries
 
     def programs(self) -> list[dict[Phase, StepProgram]]:
         """The programs of every captured signature, by phase."""
         return [entry.programs for entry in self._entries.values()]
+
+    @property
+    def lacks(self) -> str:
+        """Why there are no programs yet, and what to do."""
+        if self.config.gpus == 1:
+            return "a model of one rank has no programs; call optimize(pipe, gpus=2)."
+        return "no guided call was captured yet; call model.compile(...) or make a picture first."
 
     def close(self) -> None:
         """End the worker; the next use would start another."""
@@ -179,91 +205,92 @@ class Session:
         return len(self._pipe.scheduler.timesteps) if steps is None else int(steps)
 
     def _denoise_apart(self, run: Run, call: DenoiserCall, forward: Callable[..., Any]) -> Any:
-        """One device: the branches one after the other, by the denoiser itself."""
+        """One device: the branches one after the other."""
         start = time.perf_counter()
-        outputs = []
-        with one_thread(self._device):
-            for branch in range(len(BRANCHES)):
-                positional, keyword = call.branch(branch).arguments
-                output = forward(*positional.values(), **keyword)
-                outputs.append(only_tensor(output, type(self._denoiser).__name__))
-        (eps_u, spec), (eps_c, _) = outputs
-        seconds = time.perf_counter() - start
-        run.records.append((Phase.SERIAL, seconds, discrepancy(eps_u, eps_c)))
-        return pytree.tree_unflatten([torch.cat([eps_u, eps_c])], spec)
+        with one_thread(self.device):
+            prediction, measured = run_apart(type(self.denoiser).__name__, call, forward)
+        run.records.append((Phase.SERIAL, time.perf_counter() - start, measured))
+        return prediction
 
-    def _denoise_together(self, run: Run, call: DenoiserCall, entry: _Entry) -> Any:
+    def _denoise_together(self, run: Run, call: DenoiserCall, entry: Entry) -> Any:
         """Two ranks: decide the phase, run the step, note what it was like."""
         start = time.perf_counter()
         step = len(run.records)
         phase = run.decide(step)
         if run.last_key != entry.key:
             phase = Phase.SERIAL  # another shape: there are no features of a previous step
-        prediction = self._connect().step(entry.key, phase, step, entry.captured.inputs(call))
+        prediction = self._connect().step(entry.key, phase, step, call.inputs(entry.shared))
         seconds = time.perf_counter() - start
         measured = discrepancy(*prediction.chunk(2)) if phase is Phase.SERIAL else None
         run.records.append((phase, seconds, measured))
-        run.last_key, run.ranks = entry.key, self._config.gpus
-        return pytree.tree_unflatten([prediction], entry.captured.spec)
+        run.last_key, run.ranks = entry.key, self.config.gpus
+        return pytree.tree_unflatten([prediction], entry.spec)
 
     def _entry(
         self, call: DenoiserCall, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
-    ) -> _Entry:
+    ) -> Entry:
         """The captured signature of a call; captured now if it is new."""
         signature = call.signature()
         if signature not in self._entries:
             self._entries[signature] = self._capture(call, lambda: forward(*args, **kwargs))
         return self._entries[signature]
 
-    def _capture(self, call: DenoiserCall, batched: Callable[[], Any]) -> _Entry:
-        with one_thread(self._device), self.attachment.bypassed():
-            captured = capture(self._denoiser, call, batched)
-        observers = (Dump(self._config.dump),) if self._config.dump else ()
-        programs = build_programs(captured.program, self._config.mode, observers)
-        entry = _Entry(new_key(), captured, programs)
+    def _capture(self, call: DenoiserCall, batched: Callable[[], Any]) -> Entry:
+        self.tell(f"capturing {type(self.denoiser).__name__}")
+        if self._packaged:
+            raise PackageError(not_packaged(call, list(self._entries)))
+        self._captures += 1
+        dump = self.config.dump
+        if dump:
+            dump /= call_name(self._captures, next(iter(call.tensors().values())))
+        own_forward = self.attachment.bypassed()
+        with one_compiler, memory.uncollected(), one_thread(self.device), own_forward:
+            entry = capture_entry(self.denoiser, call, batched, self.config, dump)
         self._load(self._connect(), entry)
         self._to_trim = True
-        memory.trim()
-        logger.info("captured %s for %d ranks", type(self._denoiser).__name__, self._config.gpus)
+        logger.info("captured %s for %d ranks", type(self.denoiser).__name__, self.config.gpus)
         return entry
 
     def _connect(self) -> Driver:
         """The driver of a worker that is there: a new one if the last one is gone."""
         if self._driver is None or not self._driver.fleet.is_open:
-            self._driver = Driver(self._start(), self._device)
+            self._driver = Driver(self._start(), self.device)
+            if self.config.lowering.backend == "inductor":
+                self._driver.fleet.send(messages.Warm(self.config.lowering))
             self._weight_names = {}
             for entry in self._entries.values():
                 self._load(self._driver, entry)
         return self._driver
 
-    def _load(self, driver: Driver, entry: _Entry) -> None:
+    def _load(self, driver: Driver, entry: Entry) -> None:
         if not self._weight_names:
             with weights_file() as path:
-                manifest, self._weight_names = weights.publish(self._denoiser, path)
+                manifest, self._weight_names = weights.publish(self.denoiser, path)
                 driver.fleet.ask(messages.Weights(path, manifest))
-            self._fingerprint = fingerprint(self._denoiser)
-        programs = entry.programs.values()
-        variants = [lower(RankProgram.of(p, 0)) for p in programs]
-        driver.load(
-            entry.key, variants, [RankProgram.of(p, 1) for p in programs], self._weight_names
-        )
+            self._fingerprint = fingerprint(self.denoiser)
+        how, count = self.config.lowering, len(entry.programs)
+        both = [RankProgram.of(p, r) for r in range(2) for p in entry.programs.values()]
+        with one_compiler:
+            prepared = lower.prepare(both, how)
+            own, peer = prepared[:count], prepared[count:]
+            begin = partial(lower.begin, own, how, self.device, tell=self.tell)
+            driver.load(entry.key, peer, self._weight_names, how, begin)
 
     def _forget_if_changed(self) -> None:
         """Capture again what no longer is what was captured: a LoRA loaded, `to()`, new weights."""
-        if not self._entries or fingerprint(self._denoiser) == self._fingerprint:
+        if not self._entries or fingerprint(self.denoiser) == self._fingerprint:
             return
+        if self._packaged:
+            raise PackageError(
+                "the denoiser has changed since its package was loaded (weights, a LoRA, a "
+                "device); call restore(), then load() it again, or export the changed pipeline."
+            )
         logger.warning("the denoiser has changed since it was captured; it is captured again")
         if self._driver is not None and self._driver.fleet.is_open:
             self._driver.unload([e.key for e in self._entries.values()])
         self._entries.clear()
         self._weight_names = {}
-        self._device = next(self._denoiser.parameters()).device
-
-    def _traffic(self) -> tuple[int, float]:
-        """Bytes sent by all ranks so far, and the worker's resident memory in MB."""
-        if self._driver is None or not self._driver.fleet.is_open:
-            return 0, 0.0
-        return self._driver.traffic()
+        self.device = device_of(self.denoiser)
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:

@@ -10,30 +10,33 @@ import argparse
 import os
 import resource
 import signal
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from hybridiff_compile import ops
+from hybridiff_compile import lower, ops
+from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import RankProgram
 from hybridiff_compile.layout import Layout
 from hybridiff_compile.lower.device import retarget
-from hybridiff_compile.lower.eager import lower
-from hybridiff_compile.runtime import memory, messages, transfer, weights
+from hybridiff_compile.runtime import fleet, memory, messages, transfer, weights
 from hybridiff_compile.runtime.rank import Rank
 
 
 class Worker:
     """The state of one worker between messages."""
 
-    def __init__(self, connection: Connection, rank: int, device: torch.device) -> None:
+    def __init__(self, connection: Connection, device: torch.device, groups: ops.Groups) -> None:
         self._connection = connection
-        self._number = rank
         self._device = device
+        self._groups = groups
         self._rank = Rank()
         self._weights: dict[str, torch.Tensor] = {}
+        self._finish: lower.Finish = list
+        self._warming: threading.Thread | None = None
 
     def serve(self) -> None:
         """Handle messages until the driver closes the pipe, or dies."""
@@ -51,22 +54,37 @@ class Worker:
             case messages.Weights(path, manifest):
                 self._weights = weights.attach(path, manifest, self._device)
                 messages.send(self._connection, self._status())
-            case messages.Load(key, programs):
-                loaded: list[RankProgram] = transfer.load(programs, self._weights)
-                self._rank.load(key, [lower(retarget(p, self._device)) for p in loaded])
+            case messages.Warm(how):  # beside the messages of a capture that is under way
+                self._warming = threading.Thread(target=lower.warm, args=(how, self._device))
+                self._warming.start()
+            case messages.Load(_, programs, how):
+                self._begin(transfer.load(programs, self._weights), how)
+                messages.send(self._connection, self._status())
+            case messages.Finish(key):
+                self._rank.load(key, self._finish())
+                self._finish = list
                 memory.trim()
                 messages.send(self._connection, self._status())
             case messages.Unload(keys):
-                for key in keys:
-                    self._rank.unload(key)
+                self._rank.unload(*keys)
             case messages.Ask():
                 messages.send(self._connection, self._status())
             case messages.Status():
                 raise RuntimeError("a worker answers, it is not answered")
 
+    def _begin(self, programs: list[RankProgram], how: Lowering) -> None:
+        if self._warming is not None:
+            self._warming.join()
+        self._finish = lower.begin([retarget(p, self._device) for p in programs], how, self._device)
+
     def _step(self, message: messages.Step) -> None:
-        fed = self._receive(message) if message.fed else {}
-        self._rank.step(message.key, message.phase, message.step, fed)
+        ops.activate(self._groups)
+        try:
+            fed = self._receive(message) if message.fed else {}
+            self._rank.step(message.key, message.phase, message.step, fed)
+        except BaseException:
+            ops.abandon()
+            raise
 
     def _receive(self, message: messages.Step) -> dict[str, torch.Tensor]:
         """The new inputs of a step, as views of the one buffer that they came in."""
@@ -81,7 +99,7 @@ class Worker:
 
     def _status(self) -> messages.Status:
         rss_mb = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
-        return messages.Status(ops.sent_bytes(), rss_mb, ops.unwaited())
+        return messages.Status(ops.sent_bytes(), rss_mb, ops.unwaited(), lower.compilations())
 
 
 def serve(
@@ -97,11 +115,20 @@ def serve(
         torch.set_num_threads(1)
     else:
         torch.cuda.set_device(device)
-    worker = Worker(connection, rank, device)
     messages.send(connection, messages.Status(0, 0.0, 0))
-    ops.activate(ops.connect(store, rank, size, device, loopback))
+    groups = ops.connect(store, rank, size, device, loopback)
     with torch.no_grad():
-        worker.serve()
+        Worker(connection, device, groups).serve()
+
+
+def _is_cut_off(connection: Connection) -> bool:
+    """Whether the driver closed the pipe or died, perhaps a moment after its links failed."""
+    try:
+        while connection.poll(0.2):
+            connection.recv_bytes()
+    except (EOFError, OSError):
+        return True
+    return False
 
 
 def main() -> None:
@@ -116,7 +143,12 @@ def main() -> None:
     # Ctrl-C is the driver's to handle: it ends its workers by closing their pipes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     store = dist.FileStore(args.store, args.size)
-    serve(Connection(args.fd), store, args.rank, args.size, args.device, loopback=True)
+    connection = Connection(args.fd)
+    try:
+        serve(connection, store, args.rank, args.size, args.device, loopback=True)
+    finally:
+        if _is_cut_off(connection):  # a driver that was killed has left its folder behind
+            fleet.remove_folder(Path(args.store))
     os._exit(0)  # gloo's threads may still hold sockets of a driver that is gone
 
 

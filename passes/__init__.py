@@ -30,7 +30,7 @@ __all__ = [
 
 
 def build_programs(
-    captured: StepProgram, mode: str, observers: Sequence[Observer] = ()
+    captured: StepProgram, mode: str, observers: Sequence[Observer] = (), *, staged: bool = False
 ) -> dict[Phase, StepProgram]:
     """Rewrite a captured step into the guarded program of each phase that the mode runs.
 
@@ -38,10 +38,12 @@ def build_programs(
         captured: the step as captured, one graph.
         mode: "exact" (serial only) or "paper" (both phases, composed of the same two stages).
         observers: see every pass.
+        staged: cut the denoiser even where no phase needs it, so that ranks compile a half each.
     """
     link = (LinkRanks(), GuardPhase())
     if mode == "exact":
-        return {Phase.SERIAL: run_passes(captured, (SplitCfg(), *link), observers)}
+        cut = (CutStages(keep_cut=False),) if staged else ()
+        return {Phase.SERIAL: run_passes(captured, (SplitCfg(), *cut, *link), observers)}
     cut = run_passes(captured, (SplitCfg(), CutStages()), observers)
     return {
         Phase.SERIAL: run_passes(cut, link, observers),

@@ -23,11 +23,11 @@ from hybridiff_compile.passes.base import Pass
 
 @dataclass(frozen=True)
 class CutStages(Pass):
-    """Call the denoiser as two stages, and keep rank 0's cut for a pipelined step that may follow.
+    """Call the denoiser as two stages; rank 0 keeps its cut for a pipelined step that may follow.
 
     Contract: `eps = denoiser(sample, e...)` becomes
         `cut = stage0(sample, e...)`, a tuple of tensors, and `eps = stage1(cut, e...)`;
-        rank 0 returns `cut` packed into one buffer, uint8[nbytes], as new state.
+        rank 0 returns `cut` packed into one buffer, uint8[nbytes], as new state (`keep_cut`).
     Exact: the same nodes in the same order. Nodes that do not depend on the noisy picture are made
     by every stage that reads them, so they are never stale (paper Sec. 4.2).
     """
@@ -36,15 +36,18 @@ class CutStages(Pass):
     needs: ClassVar = Level.SPLIT
     gives: ClassVar = Level.CUT
 
+    keep_cut: bool = True
+
     def __call__(self, program: StepProgram) -> StepProgram:
         denoiser = program.graphs[0].get_submodule("denoiser")
         assert isinstance(denoiser, fx.GraphModule)
         pair = stages(denoiser)
         graphs = tuple(clone(module) for module in program.graphs)
         for rank, module in enumerate(graphs):
-            _cut_call(module, denoiser, pair, keep_cut=rank == 0)
+            _cut_call(module, denoiser, pair, keep_cut=self.keep_cut and rank == 0)
         first, *others = program.contracts
-        contracts = (replace(first, new_state=(*first.new_state, "cut")), *others)
+        kept = ("cut",) if self.keep_cut else ()
+        contracts = (replace(first, new_state=(*first.new_state, *kept)), *others)
         return replace(program, level=Level.CUT, graphs=graphs, contracts=contracts)
 
 

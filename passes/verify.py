@@ -7,12 +7,13 @@ V3  each send and receive has exactly one wait, and nothing reads a value before
 V4  the ranks' children cover the denoiser's parameters.
 V5  a guard reads the rank's own stamp and a received one, and stands before the first value that
     is sent or used.
+V6  the links of one group start in the same order at both ends, since NCCL matches them by that.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import fx
@@ -41,6 +42,7 @@ def verify(program: StepProgram) -> None:
             _check_waits(rank, module.graph)
         _check_links(program)
         _check_order(program)
+        _check_same_order(program)
     if program.level >= Level.GUARDED:
         for rank, module in enumerate(program.graphs):
             _check_guards(rank, len(program.graphs), module.graph)
@@ -54,7 +56,7 @@ def _check_graph(program: StepProgram, rank: int, graph: fx.Graph) -> None:
     contract = program.contracts[rank]
     try:
         graph.lint()
-    except RuntimeError as e:
+    except (RuntimeError, ValueError) as e:
         raise _fail("V1", rank, "?", f"FX lint: {e}") from e
     for node in graph.nodes:
         if node.op != "output" and "val" not in node.meta:
@@ -166,6 +168,29 @@ def _check_order(program: StepProgram) -> None:
         if events:
             stuck = "; ".join(f"rank {r} at {e[0][2]}" for r, e in enumerate(todo) if e)
             raise _fail("V2", rank, events[0][2], f"the ranks wait for each other ({stuck})")
+
+
+def _check_same_order(program: StepProgram) -> None:
+    """Compare, for each group, the order of the sends with that of the receives."""
+    sends, recvs = _started(program, ops.is_send), _started(program, ops.is_recv)
+    for (src, dst, group), sent in sends.items():
+        received = recvs[src, dst, group]
+        for (tag, _), (expected, node) in zip(sent, received, strict=True):
+            if tag != expected:
+                tags = f"{[t for t, _ in sent]}, rank {dst} receives {[t for t, _ in received]}"
+                raise _fail("V6", dst, node, f"on {group}, rank {src} sends the tags {tags}")
+
+
+def _started(
+    program: StepProgram, kind: Callable[[fx.Node], bool]
+) -> dict[tuple[int, int, str], list[tuple[int, fx.Node]]]:
+    """(tag, node) of every send, or of every receive, by (source, destination, group), in order."""
+    found = defaultdict(list)
+    for rank, module in enumerate(program.graphs):
+        for node in filter(kind, module.graph.nodes):
+            src, dst, tag, group = _link(rank, node)
+            found[src, dst, group].append((tag, node))
+    return found
 
 
 def _check_parameters(program: StepProgram) -> None:

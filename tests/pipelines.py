@@ -52,3 +52,13 @@ def settings(name: str, seed: int = 0, **call: Any) -> dict[str, Any]:
 def latents(pipe: Any, name: str, seed: int = 0, **call: Any) -> torch.Tensor:
     """The final latents of a call."""
     return pipe(**settings(name, seed, **call)).images
+
+
+def shallow() -> Any:
+    """tiny-sd3 with a transformer of four random blocks: all that compiling needs, in seconds."""
+    pipe = load("tiny-sd3")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        shape = {**pipe.transformer.config, "num_layers": 4}
+        pipe.register_modules(transformer=type(pipe.transformer).from_config(shape).eval())
+    return pipe

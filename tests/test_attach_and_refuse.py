@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import hybridiff_compile
-from hybridiff_compile.errors import ClosedError, ConfigError, UnsupportedPipelineError
+from hybridiff_compile.errors import (
+    ClosedError,
+    ConfigError,
+    HybridiffError,
+    UnsupportedPipelineError,
+)
 from tests import pipelines
 
 NAME = "tiny-sd3"
@@ -66,6 +72,10 @@ class _NoDenoiser:
     unet = None
 
 
+class _NoWeights:
+    transformer = nn.Identity()
+
+
 def test_bad_settings_are_refused_before_any_work() -> None:
     pipe = pipelines.load(NAME)
     own_class = type(pipe)
@@ -81,6 +91,8 @@ def test_bad_settings_are_refused_before_any_work() -> None:
             hybridiff_compile.optimize(pipe, **call)
     with pytest.raises(UnsupportedPipelineError, match="_NoDenoiser has no denoiser"):
         hybridiff_compile.optimize(_NoDenoiser())
+    with pytest.raises(UnsupportedPipelineError, match=r"Identity, has no parameters.*are loaded"):
+        hybridiff_compile.optimize(_NoWeights())
     assert type(pipe) is own_class
 
 
@@ -105,3 +117,21 @@ def test_a_schedule_that_does_not_fit_is_refused_before_the_first_step() -> None
             model(**call)
         assert model.programs() == []
     assert steps == []
+
+
+def test_a_failed_call_has_no_report() -> None:
+    def fail(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        raise KeyError("a defect of the user's")
+
+    with hybridiff_compile.optimize(pipelines.load(NAME), gpus=1) as model:
+        with pytest.raises(HybridiffError, match="no call was made yet"):
+            _ = model.report
+        make(model)
+        model.compile(**pipelines.settings(NAME))
+        assert len(model.report.steps) == 4  # preparing is not a call
+        with pytest.raises(KeyError):
+            pipelines.latents(model, NAME, callback_on_step_end=fail)
+        with pytest.raises(HybridiffError, match="or the last one failed; make a picture first"):
+            _ = model.report
+        make(model)
+        assert len(model.report.steps) == 4

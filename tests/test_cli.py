@@ -3,7 +3,9 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
+from hybridiff_compile.bench import demo as demonstration
 from hybridiff_compile.cli import app
+from hybridiff_compile.errors import HybridiffError
 
 runner = CliRunner()
 
@@ -11,7 +13,8 @@ runner = CliRunner()
 def test_help_lists_the_commands():
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    assert "demo" in result.output
+    for command in ("demo", "bench", "compile", "export", "load-check"):
+        assert f" {command} " in result.output
 
 
 def test_version():
@@ -25,6 +28,7 @@ def test_version():
     [
         (["--model", "tiny-dalle"], "unknown model tiny-dalle; choose from tiny-sdxl, tiny-sd3"),
         (["--steps", "1"], "steps=1 must be at least 3"),
+        (["--steps", "-5"], "steps=-5 must be at least 3"),
         (["--prompts", "0"], "prompts=0 must be at least 1"),
     ],
 )
@@ -38,3 +42,96 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, says):
 
 def test_an_option_that_does_not_exist_is_exit_code_2():
     assert runner.invoke(app, ["demo", "--fast"]).exit_code == 2
+
+
+def test_steps_that_are_no_number_are_exit_code_2():
+    result = runner.invoke(app, ["demo", "--steps", "many"])
+    assert result.exit_code == 2
+    assert "Invalid value for '--steps'" in result.output
+    assert "Traceback" not in result.output
+
+
+def stop(*_: object) -> None:
+    raise HybridiffError("stopped before the first picture")
+
+
+def test_the_demos_folders_are_made_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(demonstration, "_measure", stop)
+    out, figures = tmp_path / "new" / "out", tmp_path / "other" / "figures.json"
+    result = runner.invoke(app, ["demo", "--out", str(out), "--json", str(figures)])
+    assert (result.exit_code, "stopped before" in result.output) == (2, True)
+    assert out.is_dir()
+    assert figures.parent.is_dir()
+
+
+@pytest.mark.parametrize("inner", ["", "below"])
+def test_an_output_folder_that_is_a_file_is_refused_before_any_work(monkeypatch, tmp_path, inner):
+    monkeypatch.setattr(demonstration, "_measure", stop)
+    out = tmp_path / "file"
+    out.write_text("a user's")
+    result = runner.invoke(app, ["demo", "--out", str(out / inner)])
+    assert result.exit_code == 2
+    assert f"cannot write to {out / inner}" in result.output
+    assert result.output.count("\n") == 1
+    assert out.read_text() == "a user's"
+
+
+def refused(*arguments: str) -> str:
+    """What a command that was refused says, in one line."""
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert result.output.count("\n") == 1
+    return result.output
+
+
+def test_bench_says_what_there_is_to_measure(monkeypatch):
+    from hybridiff_compile.bench import compile_bench
+
+    monkeypatch.setattr(compile_bench, "run", stop)
+    assert "bench without --compile does not exist yet; add --compile" in refused("bench")
+
+
+def test_a_bench_that_could_not_run_is_refused():
+    assert "steps=3 must be at least 6" in refused("bench", "--compile", "--steps", "3")
+    assert "unknown model x" in refused("bench", "--compile", "--model", "x")
+
+
+def test_bench_measures_the_models_that_it_is_given_once_each(monkeypatch, tmp_path):
+    from hybridiff_compile.bench import compile_bench
+
+    asked = []
+    monkeypatch.setattr(compile_bench, "run", lambda bench, console: asked.append(bench))
+    files = ["--out", str(tmp_path), "--json", str(tmp_path / "f.json")]
+    names = ["--model", "tiny-sd3", "--model", "tiny-sd3"]
+    assert runner.invoke(app, ["bench", "--compile", *names, *files]).exit_code == 0
+    assert runner.invoke(app, ["bench", "--compile", "--runs", "7"]).exit_code == 0
+    assert (asked[0].names, asked[0].out, asked[0].json) == (
+        ("tiny-sd3",),
+        tmp_path,
+        tmp_path / "f.json",
+    )
+    assert (asked[1].names, asked[1].runs) == (("tiny-sdxl", "tiny-sd3", "sdxl-small"), 7)
+
+
+@pytest.mark.parametrize("command", [["compile"], ["export", "--out", "package"]])
+def test_a_pipeline_to_prepare_is_named_once(command, tmp_path):
+    assert "give one of --model NAME and --pipe FOLDER" in refused(*command)
+    both = [*command, "--model", "tiny-sd3", "--pipe", str(tmp_path)]
+    assert "give one of --model NAME and --pipe FOLDER" in refused(*both)
+    assert "unknown model x" in refused(*command, "--model", "x")
+    assert "there is no model_index.json" in refused(*command, "--pipe", str(tmp_path))
+
+
+def test_what_compiles_nothing_is_refused():
+    said = refused("compile", "--model", "tiny-sd3", "--backend", "eager")
+    assert "backend='eager' compiles nothing ahead of a run; choose one of inductor" in said
+
+
+def test_export_refuses_a_folder_that_exists_before_any_work(tmp_path):
+    said = refused("export", "--model", "tiny-sd3", "--out", str(tmp_path))
+    assert f"{tmp_path} exists already" in said
+
+
+def test_load_check_refuses_what_is_no_package(tmp_path):
+    assert f"{tmp_path} is no package" in refused("load-check", str(tmp_path))

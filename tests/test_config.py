@@ -3,7 +3,13 @@ from typing import Any
 
 import pytest
 
-from hybridiff_compile.config import TRANSFORMER_SWITCHING, UNET_SWITCHING, Config, SwitchSettings
+from hybridiff_compile.config import (
+    TRANSFORMER_SWITCHING,
+    UNET_SWITCHING,
+    Config,
+    Lowering,
+    SwitchSettings,
+)
 from hybridiff_compile.errors import ConfigError, HybridiffError
 
 
@@ -52,12 +58,31 @@ def test_exact_mode_never_switches():
 
 def test_pipelined_steps_may_end_with_the_run_but_not_after_it():
     assert paper(tau1=15, k=5).switching(UNET_SWITCHING, 20) is not None
-    with pytest.raises(ConfigError, match=r"tau1=16 and k=5 end at step 21, .* 20 steps; lower"):
+    with pytest.raises(ConfigError, match=r"tau1=16 and k=5 end at step 21, .* 20 steps; set"):
         paper(tau1=16, k=5).switching(UNET_SWITCHING, 20)
-    with pytest.raises(ConfigError, match=r"tau_cap=19 and k=2 end at step 21, .* use more steps"):
+    with pytest.raises(ConfigError, match=r"end at step 21, .* use more steps"):
         paper(tau_cap=19).switching(UNET_SWITCHING, 20)
-    with pytest.raises(ConfigError, match=r"tau_cap=1 and k=1 end at step 2, .* run's 1 steps"):
-        paper().switching(UNET_SWITCHING, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "says"),
+    [
+        ({}, 1, "tau_cap=1 and k=1 (of the paper, scaled to this run: tau_cap, k) end at step 2"),
+        ({"k": 5}, 8, "tau_cap=6 and k=5 (of the paper, scaled to this run: tau_cap) end at"),
+        ({"tau1": 8}, 8, "tau1=8 and k=1 (of the paper, scaled to this run: k) end at step 9"),
+        ({"tau1": 7, "k": 2}, 8, "tau1=7 and k=2 end at step 9, after the run's 8 steps"),
+    ],
+)
+def test_values_that_the_user_did_not_give_are_said_to_be_the_papers(given, steps, says):
+    with pytest.raises(ConfigError) as e:
+        paper(**given).switching(TRANSFORMER_SWITCHING, steps)
+    assert str(e.value).startswith(says)
+
+
+def test_a_backend_that_optimize_refuses_is_not_offered():
+    with pytest.raises(ConfigError, match=r"choose one of eager, inductor, tensorrt\.$"):
+        Lowering("cuda")  # pyright: ignore[reportArgumentType]
+    assert Lowering("aot").backend == "aot"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +93,6 @@ def test_pipelined_steps_may_end_with_the_run_but_not_after_it():
         ({"gpus": True}, "gpus=True: .* pass 1 or 2"),
         ({"gpus": "2"}, "gpus='2': .* pass 1 or 2"),
         ({"mode": "fast"}, "mode='fast' is unknown; choose one of exact, paper"),
-        ({"backend": "onnx"}, "backend='onnx' is unknown; choose one of eager"),
         ({"mode": "paper", "gpus": 1}, "mode='paper' pipelines two ranks; pass gpus=2, or mode="),
         ({"mode": "paper", "k": 0}, "k=0 must be a whole number of steps, at least 1"),
         ({"mode": "paper", "L_slope": -1}, "L_slope=-1 must be a whole number"),

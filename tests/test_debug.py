@@ -1,7 +1,9 @@
+import hybridiff_compile
+from hybridiff_compile.bench import models
 from hybridiff_compile.debug import Dump, difference
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.passes import LinkRanks, build_programs, run_passes
-from tests import toy
+from tests import pipelines, toy
 
 
 def test_difference_counts_what_came_and_went():
@@ -34,3 +36,15 @@ def test_dump_writes_every_program_before_and_after_each_pass(tmp_path):
     assert after == f"{programs[Phase.SERIAL]}\n"
     before = (folder / "serial-1-split-cfg.before.txt").read_text()
     assert before == f"{toy.captured().program}\n"
+
+
+def test_each_captured_call_is_dumped_in_a_folder_of_its_own(tmp_path):
+    with hybridiff_compile.optimize(pipelines.load("tiny-sd3"), dump=tmp_path) as model:
+        for count in (1, 2):
+            model.compile(num_images_per_prompt=count, **models.call_settings("tiny-sd3"))
+        serial = [by_phase[Phase.SERIAL] for by_phase in model.programs()]
+    folders = sorted(p.name for p in tmp_path.iterdir())
+    assert folders == ["call1-2x4x16x16", "call2-4x4x16x16"]
+    for folder, program in zip(folders, serial, strict=True):
+        text = (tmp_path / folder / "serial-5-guard-phase.after.txt").read_text()
+        assert text.endswith(f"{program}\n")

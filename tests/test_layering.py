@@ -22,8 +22,11 @@ ALLOWED = {
     "debug": GROUND | TYPES,
     **{name: GROUND | TYPES | {"debug"} for name in MIDDLE},
     "worker": GROUND | TYPES | MIDDLE,
-    "session": GROUND | TYPES | MIDDLE | {"debug"},
-    "api": GROUND | TYPES | MIDDLE | {"debug", "worker", "session"},
+    "entry": GROUND | TYPES | MIDDLE | {"debug"},
+    "session": GROUND | TYPES | MIDDLE | {"debug", "entry"},
+    "package": GROUND | TYPES | MIDDLE | {"entry", "session"},
+    "model": GROUND | TYPES | {"runtime", "session"},
+    "api": GROUND | TYPES | MIDDLE | {"debug", "entry", "worker", "session", "model", "package"},
 }
 #: These may import everything that a user may.
 TOP = {"bench", "cli", "testing", "plan", ""}

@@ -17,6 +17,7 @@ TENSORS = {
     "bool": torch.tensor([True, False, True]),
     "float64": torch.randn(3, dtype=torch.float64),
     "0-dim": torch.tensor(1.5),
+    "one element, stride 0": torch.tensor(2.5).expand(1),
     "empty": torch.empty(0, 3),
     "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
     "transposed": torch.randn(4, 6).t(),
@@ -31,7 +32,14 @@ DENSE = ("float32", "channels_last", "transposed", "permuted", "one row")
 
 
 def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return (
+        torch.empty(tensor.shape, dtype=tensor.dtype)
+        .copy_(tensor)
+        .reshape(-1)
+        .view(torch.uint8)
+        .numpy()
+        .tobytes()
+    )
 
 
 @pytest.mark.parametrize("name", TENSORS)

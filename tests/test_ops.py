@@ -100,3 +100,30 @@ def test_nodes_are_told_apart():
     counts = [sum(is_kind(n) for n in nodes) for is_kind in kinds]
     assert counts == [3, 3, 6, 2]
     assert all(sum(is_kind(n) for is_kind in kinds) <= 1 for n in nodes)
+
+
+def test_abandoned_transfers_leave_nothing_though_the_peer_lives():
+    def start(rank: int) -> int:
+        if rank == 0:  # the first arrives; the others have no other end
+            ops.recv([2], torch.float32, CPU, 1, 0, "data1to0")
+            ops.recv([2], torch.float32, CPU, 1, 1, "data1to0")
+            ops.send(torch.zeros(10_000_000), 1, 2, "data0to1")
+        else:
+            ops.wait(ops.send(torch.ones(2), 0, 0, "data1to0"))
+        return ops.unwaited()
+
+    with pair({}) as ranks:
+        assert ranks.on_both(start) == (3, 0)
+        ranks.start(0, ops.abandon).result(5)
+        assert ranks.start(0, ops.unwaited).result(5) == 0
+
+
+def test_abandoning_ends_the_peers_wait_too():
+    def wait_in_vain(rank: int) -> None:
+        ops.wait(ops.recv([2], torch.float32, CPU, 0, 1, "data0to1"))
+
+    with pair({}) as ranks:
+        waiting = ranks.start(1, wait_in_vain, 1)
+        ranks.start(0, ops.abandon).result(60)
+        with pytest.raises(RuntimeError):
+            waiting.result(5)

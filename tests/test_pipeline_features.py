@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 import hybridiff_compile
+from hybridiff_compile.errors import HybridiffError
 from tests import pipelines
 from tests.reference import branches_apart
 
@@ -157,7 +158,8 @@ def test_new_shapes_are_captured_once_each(model: Any, plain: Any) -> None:
 
 def test_compile_prepares_the_programs_without_a_picture() -> None:
     with hybridiff_compile.optimize(pipelines.load(NAME), mode="paper") as model:
-        assert model.graphs() == ""
+        with pytest.raises(HybridiffError, match=r"no graphs: no guided call.*model.compile"):
+            model.graphs()
         model.compile(**pipelines.settings(NAME))
         text = model.graphs()
         prepared = model.programs()
@@ -231,3 +233,13 @@ def test_the_thread_count_is_put_back(model: Any) -> None:
     torch.set_num_threads(threads)
     assert after == 2
     assert set(seen) == {2}
+
+
+def test_weights_that_were_made_in_inference_mode(plain: Any) -> None:
+    with torch.inference_mode():
+        pipe = pipelines.load(NAME)
+    assert all(p.is_inference() for p in pipe.transformer.parameters())
+    with hybridiff_compile.optimize(pipe) as model:
+        for seed in range(2):  # captured once: such weights have no version that could change
+            assert torch.equal(make(model, seed), expected(plain, seed))
+        assert len(model.programs()) == 1

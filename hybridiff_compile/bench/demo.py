@@ -10,10 +10,9 @@ from statistics import median
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hybridiff_compile.bench import figures, models, plots, scenes, sheet, summary, tables
+from hybridiff_compile.bench import asked, figures, models, plots, scenes, sheet, summary, tables
 from hybridiff_compile.bench.measure import MODES, Made, contenders, measure
 from hybridiff_compile.bench.quality import psnr_db, to_bytes
-from hybridiff_compile.errors import ConfigError
 
 #: The models whose pictures show something; the pictures of the others are noise.
 DRAWING = ("tiny-sdxl", "tiny-sd3")
@@ -51,35 +50,23 @@ class Demo:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a model that does not exist or a count that makes no picture."""
-        unknown = [name for name in self.names if name not in models.NAMES]
-        if unknown:
-            raise ConfigError(
-                f"unknown model {', '.join(unknown)}; choose from {', '.join(models.NAMES)}."
-            )
+        asked.check_names(self.names)
         # A step is timed from the end of the one before it, and the paper's mode needs three.
-        for name, value, least in (
-            ("steps", self.steps, 3),
-            ("prompts", self.prompts, 1),
-            ("runs", self.runs, 1),
-        ):
-            if value < least:
-                raise ConfigError(f"{name}={value} must be at least {least}.")
+        asked.check_least("steps", self.steps, 3)
+        asked.check_least("prompts", self.prompts, 1)
+        asked.check_least("runs", self.runs, 1)
 
 
 def run(demo: Demo, console: Console) -> list[figures.Row]:
     """Run every mode of every model; print the tables and write the images and the figures."""
-    try:  # before any work
-        for folder in (demo.out, *([demo.json.parent] if demo.json else [])):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ConfigError(f"cannot write to {e.filename}: {e.strerror}; choose another.") from e
+    asked.make_folders(demo.out, demo.json)
     rows: list[figures.Row] = []
     made: dict[str, MadeByMode] = {}
     captions = scenes.prompts(demo.prompts, PROMPT_SEED, split="unseen")
     with _progress(console) as progress:
         for name in demo.names:
-            asked = captions if name in DRAWING else captions[:1] * demo.runs
-            made[name], found = _measure(name, asked, demo.steps, progress)
+            wanted = captions if name in DRAWING else captions[:1] * demo.runs
+            made[name], found = _measure(name, wanted, demo.steps, progress)
             rows += found
     where = figures.environment(threads_per_rank=1)
     _print(rows, where, console)

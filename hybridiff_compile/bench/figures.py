@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 
 Mode = Literal["one-device", "one-device-apart", "exact", "paper"]
 PhaseName = Literal["serial", "pipelined"]
+Backend = Literal["eager", "inductor", "aot", "onnx", "tensorrt"]
+Scope = Literal["stage", "regional", "whole"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -40,7 +42,7 @@ class Row(_Record):
         command, model, scheduler, steps, guidance_scale, height, width, batch, dtype: what was run.
         mode: `one-device` is the pipeline as it is (batched call); `one-device-apart` runs the
             branches one after the other and is the reference for `max_abs_error` and `psnr_db`.
-        backend: how a rank's programs were run.
+        backend, scope: how a rank's programs were run, and what was compiled in one piece.
         tau1, k: first pipelined step and number of them, as used.
         steps_by_phase: number of steps that lie in each phase.
         seconds, seconds_p90: one picture, median and 90th percentile of `runs` after warm-up.
@@ -50,6 +52,15 @@ class Row(_Record):
         psnr_db: mean over pictures; an identical picture counts as 100.
         prompts_right: share of `prompts` whose picture shows what was asked for.
         bytes_sent: by all ranks, for one picture.
+        peak_rss_mb: most resident memory of each rank's process so far, compiling included.
+        peak_pss_mb: proportional (shared pages count once), of each rank's process, the most that
+            was seen when it was ready and after each picture; nothing is sampled while compiling.
+        compile_seconds_cold, compile_seconds_warm: wall until all ranks are ready, in processes of
+            their own, with an empty cache folder and with the folder that the first one filled.
+        load_seconds: wall until all ranks of an exported package are ready.
+        first_picture_seconds: from a loaded pipeline, with an empty cache, to its first picture.
+        recompiles: graphs that any rank compiled after all were ready.
+        graphs: compiled graphs of each rank, its own and those that another rank compiled for it.
     """
 
     command: str
@@ -62,7 +73,8 @@ class Row(_Record):
     width: PositiveInt | None = None
     batch: PositiveInt | None = None
     dtype: str | None = None
-    backend: Literal["eager"] | None = None
+    backend: Backend | None = None
+    scope: Scope | None = None
     tau1: NonNegativeInt | None = None
     k: PositiveInt | None = None
     steps_by_phase: dict[PhaseName, NonNegativeInt] | None = None
@@ -76,6 +88,14 @@ class Row(_Record):
     prompts_right: Share | None = None
     prompts: PositiveInt | None = None
     bytes_sent: NonNegativeInt | None = None
+    peak_rss_mb: tuple[NonNegativeFloat, ...] | None = None
+    peak_pss_mb: tuple[NonNegativeFloat, ...] | None = None
+    compile_seconds_cold: NonNegativeFloat | None = None
+    compile_seconds_warm: NonNegativeFloat | None = None
+    load_seconds: NonNegativeFloat | None = None
+    first_picture_seconds: NonNegativeFloat | None = None
+    recompiles: NonNegativeInt | None = None
+    graphs: tuple[NonNegativeInt, ...] | None = None
 
 
 class Figures(_Record):

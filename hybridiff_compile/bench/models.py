@@ -15,6 +15,8 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from hybridiff_compile.errors import ConfigError
+
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 NAMES = ("tiny-sdxl", "tiny-sd3", "sdxl-small")
 
@@ -35,9 +37,32 @@ def load(name: str) -> DiffusionPipeline:
     if name == "tiny-sd3":
         # diffusers takes an absent third encoder of SD3 only when it is told so.
         options = {"text_encoder_3": None, "tokenizer_3": None}
-    with _quiet():
-        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **options)
+    pipe = load_folder(folder, **options)
     return _with_large_unet(pipe) if name == "sdxl-small" else pipe
+
+
+def load_folder(folder: Path, **options: Any) -> DiffusionPipeline:
+    """Load a pipeline that was saved in a folder, offline.
+
+    Args:
+        folder: what `save_pretrained` wrote.
+        options: of `DiffusionPipeline.from_pretrained`.
+
+    Raises:
+        ConfigError: the folder holds no pipeline, or one that diffusers cannot load.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise ConfigError(
+            f"{folder} holds no pipeline: there is no model_index.json in it; name a folder that "
+            "pipe.save_pretrained(...) wrote."
+        )
+    try:
+        with _quiet():
+            return DiffusionPipeline.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, AttributeError) as e:  # an unknown class is the last of these
+        raise ConfigError(
+            f"diffusers cannot load {folder}: {e}; repair it, or name another."
+        ) from e
 
 
 def call_settings(name: str) -> dict[str, Any]:

@@ -11,22 +11,27 @@ from rich.table import Table
 
 from hybridiff_compile.bench.figures import PhaseName, Row
 
-_NOT_MEASURED = "-"
-_PHASES = "serial /\npipelined"
+NOT_MEASURED = "-"
+PHASES = "serial /\npipelined"
+#: Head, unit, text of the cell.
+Column = tuple[str, str, Callable[[Row], str]]
+
 #: A terminal that is narrower had better wrap the lines than cut the figures.
 WIDTH = 110
 
 
-def terminal_tables(rows: Sequence[Row]) -> list[Table]:
-    """One table for each model, in the order of the rows."""
-    return [_terminal_table(list(group)) for _, group in groupby(rows, key=lambda row: row.model)]
+def terminal_tables(rows: Sequence[Row], columns: Sequence[Column] | None = None) -> list[Table]:
+    """One table for each model, in the order of the rows; the columns of `DEMO` unless given."""
+    groups = groupby(rows, key=lambda row: row.model)
+    return [_terminal_table(list(group), columns or DEMO) for _, group in groups]
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], columns: Sequence[Column] | None = None) -> str:
     """All rows as one Markdown table, the model in the first column."""
-    heads = ["model", *(" ".join(f"{head} {unit}".split()) for head, unit, _ in _COLUMNS)]
-    lines = [heads, ["---", "---", *(["---:"] * (len(heads) - 2))]]
-    lines += [[row.model, *_cells(row)] for row in rows]
+    columns = columns or DEMO
+    heads = ["model", *(" ".join(f"{head} {unit}".split()) for head, unit, _ in columns)]
+    lines = [heads, ["---", *("---" if c[0] in _WORDS else "---:" for c in columns)]]
+    lines += [[row.model, *(cell(row) for _, _, cell in columns)] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -40,7 +45,7 @@ def batching(rows: Iterable[Row]) -> float | None:
     return 2 * together / apart if together and apart else None
 
 
-def _terminal_table(rows: Sequence[Row]) -> Table:
+def _terminal_table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     table = Table(
         title=_title(rows[0]),
         caption=_caption(rows),
@@ -51,12 +56,11 @@ def _terminal_table(rows: Sequence[Row]) -> Table:
         show_edge=False,
         pad_edge=False,
     )
-    for head, unit, _ in _COLUMNS:
-        table.add_column(
-            f"{head}\n{unit}", justify="left" if head == "mode" else "right", no_wrap=True
-        )
+    for head, unit, _ in columns:
+        justify = "left" if head in _WORDS else "right"
+        table.add_column(f"{head}\n{unit}", justify=justify, no_wrap=True)
     for row in rows:
-        table.add_row(*_cells(row))
+        table.add_row(*(cell(row) for _, _, cell in columns))
     return table
 
 
@@ -79,38 +83,36 @@ def _caption(rows: Sequence[Row]) -> str | None:
     return f"T(2B)/T(B) = {bound:.2f}: the most that exact can gain on this device."
 
 
-def _cells(row: Row) -> list[str]:
-    return [cell(row) for _, _, cell in _COLUMNS]
+def number(value: float | None, form: str, scale: float = 1) -> str:
+    """A figure's text, or a dash."""
+    return NOT_MEASURED if value is None else format(value * scale, form)
 
 
-def _number(value: float | None, form: str, scale: float = 1) -> str:
-    return _NOT_MEASURED if value is None else format(value * scale, form)
-
-
-def _by_phase(values: Mapping[PhaseName, float] | None, form: str) -> str:
+def by_phase(values: Mapping[PhaseName, float] | None, form: str) -> str:
+    """The figures of the phases that occurred, or a dash."""
     shown = [format(values[p], form) for p in get_args(PhaseName) if values and values.get(p)]
-    return " / ".join(shown) or _NOT_MEASURED
+    return " / ".join(shown) or NOT_MEASURED
 
 
 def _right(row: Row) -> str:
     if row.prompts_right is None or row.prompts is None:
-        return _NOT_MEASURED
+        return NOT_MEASURED
     return f"{round(row.prompts_right * row.prompts)} of {row.prompts}"
 
 
 def _error(row: Row) -> str:
-    return "0" if row.max_abs_error == 0 else _number(row.max_abs_error, ".1e")
+    return "0" if row.max_abs_error == 0 else number(row.max_abs_error, ".1e")
 
 
-#: Head, unit, text of the cell.
-_COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
+_WORDS = ("mode", "row")  # left-justified
+DEMO: tuple[Column, ...] = (
     ("mode", "", lambda row: row.mode),
-    ("picture", "s", lambda row: _number(row.seconds, ".2f")),
-    ("speed-up", "", lambda row: _number(row.speedup, ".2f")),
-    ("step ms", _PHASES, lambda row: _by_phase(row.step_ms_by_phase, ".1f")),
-    ("steps", _PHASES, lambda row: _by_phase(row.steps_by_phase, "d")),
-    ("PSNR", "dB", lambda row: _number(row.psnr_db, ".1f")),
+    ("picture", "s", lambda row: number(row.seconds, ".2f")),
+    ("speed-up", "", lambda row: number(row.speedup, ".2f")),
+    ("step ms", PHASES, lambda row: by_phase(row.step_ms_by_phase, ".1f")),
+    ("steps", PHASES, lambda row: by_phase(row.steps_by_phase, "d")),
+    ("PSNR", "dB", lambda row: number(row.psnr_db, ".1f")),
     ("max error", "", _error),
-    ("sent", "MB", lambda row: _number(row.bytes_sent, ".2f", 1e-6)),
+    ("sent", "MB", lambda row: number(row.bytes_sent, ".2f", 1e-6)),
     ("right", "", _right),
 )

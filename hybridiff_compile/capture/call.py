@@ -84,6 +84,19 @@ class DenoiserCall:
 
         return DenoiserCall(self.names, tuple(cut(leaf) for leaf in self.leaves), self.spec)
 
+    def inputs(self, shared: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """The inputs of a step program, by name.
+
+        Args:
+            shared: names that both branches have in common; of the others each has its own,
+                `<name>_u` and `<name>_c`.
+        """
+        values = {}
+        for index, branch in enumerate(BRANCHES):
+            for name, tensor in self.branch(index).tensors().items():
+                values[name if name in shared else f"{name}_{branch}"] = tensor
+        return values
+
 
 def _key(entry: Any) -> Any:
     return getattr(entry, "key", getattr(entry, "idx", entry))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +28,14 @@ from hybridiff_compile.ir import (
     output_node,
 )
 
+logger = logging.getLogger(__name__)
+
 # How far the branches, put together, may be from the batched call: kernels differ between batch
 # sizes, so this bounds rounding, not meaning. Relative to the largest value.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+# Who warns of a failed export, besides the error that it raises.
+_TALKERS = ("torch.export._trace", "torch.fx.experimental.symbolic_shapes")
 
 # What later passes read: a node's value, and the module that it came from.
 _KEPT_META = ("val", "nn_module_stack")
@@ -47,14 +56,6 @@ class Captured:
     program: StepProgram
     shared: tuple[str, ...]
     spec: pytree.TreeSpec
-
-    def inputs(self, call: DenoiserCall) -> dict[str, torch.Tensor]:
-        """The program's inputs, by name, for one call of the captured signature."""
-        values = {}
-        for branch, index in zip(BRANCHES, range(len(BRANCHES)), strict=True):
-            for name, tensor in call.branch(index).tensors().items():
-                values[name if name in self.shared else f"{name}_{branch}"] = tensor
-        return values
 
 
 def capture(denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any]) -> Captured:
@@ -84,7 +85,7 @@ def capture(denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any])
 
 
 def _ordered(captured: Captured, call: DenoiserCall) -> list[torch.Tensor]:
-    values = captured.inputs(call)
+    values = call.inputs(captured.shared)
     return [values[name] for name in captured.program.contracts[0].inputs]
 
 
@@ -107,7 +108,7 @@ def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
     """Export to a plain graph module `(tensor arguments that are read) -> prediction`."""
     positional, keyword = call.arguments
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_gradients(denoiser), _quiet():
             exported = torch.export.export(
                 denoiser, tuple(positional.values()), keyword, strict=False
             )
@@ -129,6 +130,52 @@ def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
         node.meta = {k: v for k, v in node.meta.items() if k in _KEPT_META}
     # Copied, because an exported graph remembers its tracer.
     return clone(fx.GraphModule(module, graph, class_name="Denoiser"))
+
+
+@contextmanager
+def _without_gradients(denoiser: nn.Module) -> Iterator[None]:
+    """Parameters made in inference mode cannot be traced as ones that take a gradient."""
+    changed = [p for p in denoiser.parameters() if p.is_inference() and p.requires_grad]
+    try:
+        for parameter in changed:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        with torch.inference_mode():
+            for parameter in changed:
+                parameter.requires_grad_(True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's account of a failed export, its whole graph, off stderr: our error follows.
+
+    Only the one module that prints it gets a `print` of its own, and only what two loggers of torch
+    say in this thread is dropped: stderr and levels belong to the whole process. Loggers that
+    TORCH_LOGS sets have levels of their own, and are heard.
+    """
+    printer, exporter = None, threading.get_ident()
+    with suppress(ImportError):  # an inner module of torch's, which another version may not have
+        printer = importlib.import_module("torch.export._trace")
+    talkers = [t for t in map(logging.getLogger, _TALKERS) if t.level == logging.NOTSET]
+
+    def is_heard(record: logging.LogRecord) -> bool:
+        return record.thread != exporter
+
+    def note(*values: object, **_: object) -> None:
+        logger.debug("the export said: %s", " ".join(map(str, values)))
+
+    try:
+        if printer is not None:
+            vars(printer)["print"] = note
+        for talker in talkers:
+            talker.addFilter(is_heard)
+        yield
+    finally:
+        for talker in talkers:
+            talker.removeFilter(is_heard)
+        if printer is not None:
+            vars(printer).pop("print", None)
 
 
 def _drop_idle(graph: fx.Graph) -> None:

@@ -1,1 +1,123 @@
-"""From a rank's program to something that runs."""
+"""From a rank's programs to variants that run: eager, or composed of compiled parts."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import fx, nn
+
+from hybridiff_compile.config import Lowering
+from hybridiff_compile.ir import RankProgram, Variant
+from hybridiff_compile.lower import compose, eager, regional
+from hybridiff_compile.lower.flat import Compiled, Flat, Run, flatten
+
+logger = logging.getLogger(__name__)
+
+#: The second half of a lowering.
+Finish = Callable[[], list[Variant]]
+
+
+def prepare(programs: Sequence[RankProgram], how: Lowering) -> list[RankProgram]:
+    """Rewrite programs for their backend, once, before they travel to their ranks.
+
+    Args:
+        programs: of all ranks and phases, so that what they share is rewritten once.
+    """
+    if how.scope != "regional":
+        return list(programs)
+    stages = compose.parts(programs, "stage")
+    outlined = regional.outline(*stages)
+    if not any(compose.children(stage) for stage in outlined):
+        logger.warning("scope='regional' found no repeated blocks: the denoiser runs eagerly")
+    made: dict[nn.Module, nn.Module] = dict(zip(stages, outlined, strict=True))
+    modules = [compose.replace(p.module, made) for p in programs]
+    return [replace(p, module=m) for p, m in zip(programs, modules, strict=True)]  # pyright: ignore
+
+
+def warm(how: Lowering, device: torch.device) -> None:
+    """Fill the compiler's cache with what does not depend on the graph: it takes many seconds.
+
+    On a CPU, Inductor tries instruction sets and compiles a header before its first kernel.
+    """
+    if how.backend != "inductor":
+        return
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(64, device=device)
+    graph.output(graph.call_function(torch.ops.aten.sin.default, (x,)))
+    _compile(flatten(fx.GraphModule(nn.Module(), graph)), how, device)
+
+
+def begin(
+    programs: Sequence[RankProgram],
+    how: Lowering,
+    device: torch.device,
+    ranks: int = 2,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Finish:
+    """Lower a rank's programs, in two halves with the ranks meeting in between.
+
+    Every rank needs both stages in a serial step. Each compiles its share of them here; what is
+    returned takes the others' from the cache that the ranks share, once they are there.
+
+    Args:
+        programs: of one rank, one a phase.
+        how: backend, scope and mode.
+        device: of this rank.
+        ranks: that share the work.
+        tell: told about every part as it begins.
+    """
+    if how.backend == "eager":
+        return lambda: [eager.lower(p) for p in programs]
+    if how.backend == "aot":
+        from hybridiff_compile.lower import aot
+
+        return lambda: compose.compose(programs, aot.load_all(programs, device))
+    flats = {part: flatten(part) for part in compose.parts(programs, how.scope)}
+    alike: dict[Hashable, list[fx.GraphModule]] = defaultdict(list)
+    for part, flat in flats.items():
+        # An engine holds its weights, so it serves one part only.
+        alike[part if how.backend == "tensorrt" else flat.key].append(part)
+    groups = list(alike.values())
+    rank, made = programs[0].rank, {}
+    owner = [rank] * len(groups)
+    if how.scope != "whole":  # a whole step is a rank's own; everything else, both may need
+        owner = compose.owners([len(g[0].graph.nodes) for g in groups], ranks)
+
+    def compile_those(own: bool) -> None:
+        for i, group in enumerate(groups):
+            if (owner[i] == rank) is own:
+                tell(f"compiling part {i + 1} of {len(groups)}")
+                run = _compile(flats[group[0]], how, device)
+                made.update({p: Compiled(run, flats[p].keys, flats[p].values) for p in group})
+
+    def finish() -> list[Variant]:
+        compile_those(own=False)
+        return compose.compose(programs, made)
+
+    compile_those(own=True)
+    return finish
+
+
+def compilations() -> int:
+    """How many graphs this process has compiled so far, by torch's own counters, cached or not."""
+    counters = getattr(sys.modules.get("torch._dynamo.utils"), "counters", None)
+    if counters is None:  # no compiler was imported, or another thread is about to
+        return 0
+    inductor = counters["inductor"]
+    return sum(inductor[f"fxgraph_cache_{how}"] for how in ("miss", "hit", "bypass"))
+
+
+def _compile(flat: Flat, how: Lowering, device: torch.device) -> Run:
+    if how.backend == "tensorrt":
+        from hybridiff_compile.lower import tensorrt
+
+        return tensorrt.compile_flat(flat, device)
+    from hybridiff_compile.lower import inductor
+
+    return inductor.compile_flat(flat, device, how.compile_mode, linked=how.scope == "whole")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
 
 from hybridiff_compile import ops
+from hybridiff_compile.config import Lowering
+from hybridiff_compile.errors import WorkerError
 from hybridiff_compile.ir import Phase, RankProgram, Variant
 from hybridiff_compile.layout import Layout
 from hybridiff_compile.runtime import messages, transfer
@@ -48,22 +50,36 @@ class Driver:
     def load(
         self,
         key: int,
-        variants: Sequence[Variant],
         peer: Sequence[RankProgram],
         names: Mapping[int, str],
+        how: Lowering,
+        begin: Callable[[], Callable[[], list[Variant]]],
     ) -> None:
-        """Take the variants of rank 0, and hand the worker its programs.
+        """Let both ranks lower their programs at the same time, each its share of the parts first.
 
         Args:
             key: of the captured signature.
-            variants: rank 0's, one a phase.
             peer: rank 1's programs, one a phase.
             names: of the published weights, by id.
+            how: what the worker makes of its programs.
+            begin: lowers rank 0's share; what it returns does the rest.
+
+        Raises:
+            WorkerError: the worker failed.
         """
-        self._rank.load(key, variants)
         self._peer.update({(key, p.phase): p for p in peer})
         self._sent[key] = {}
-        self.fleet.ask(messages.Load(key, transfer.dump(list(peer), names)))
+        try:
+            self.fleet.send(messages.Load(key, transfer.dump(list(peer), names), how))
+            with torch.no_grad(), one_thread(self._device):
+                finish = begin()
+                self.fleet.answer()
+                self.fleet.send(messages.Finish(key))
+                self._rank.load(key, finish())
+            self.fleet.answer()
+        except BaseException:
+            self.fleet.close()  # it may owe an answer that nobody will read
+            raise
 
     def unload(self, keys: Sequence[int]) -> None:
         """Forget captured signatures on both ranks."""
@@ -84,7 +100,8 @@ class Driver:
     def release(self) -> None:
         """Give the worker up: end it, or leave it to the other models that share it."""
         if self.fleet.is_open:
-            self.unload(list(self._sent))
+            with suppress(WorkerError):  # one that is gone has forgotten already
+                self.unload(list(self._sent))
         self.fleet.release()
 
     def step(
@@ -110,9 +127,11 @@ class Driver:
         except BaseException as e:
             # The ranks are out of step now, whatever happened: this fleet is not used again.
             failed = isinstance(e, RuntimeError) and self.fleet.has_failed()
-            if failed:
-                raise self.fleet.failure() from e
+            lost = self.fleet.failure() if failed else None
             self.fleet.close()
+            ops.abandon()
+            if lost is not None:
+                raise lost from e
             raise
 
     def _step(

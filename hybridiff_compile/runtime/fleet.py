@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _START_SECONDS = 120
 # Seconds that a failing worker is given to end and to flush its last lines.
 _LAST_WORDS_SECONDS = 5
 _LAST_LINES = 20
+_LOG = "rank1.log"
 
 _keys = itertools.count()
 
@@ -76,19 +78,39 @@ class Fleet:
             WorkerError: the worker died instead.
         """
         self.send(message)
+        return self.answer()
+
+    def answer(self) -> messages.Status:
+        """Wait for the answer to a message that was sent.
+
+        Raises:
+            WorkerError: the worker died instead.
+        """
         return _answer(self._connection, self.failure)
 
     def failure(self) -> WorkerError:
         """What to raise when the worker failed: its rank, how it ended and its last lines."""
-        code = _exit_code(self._process)
+        if self._process is None:
+            self.close()
+            return WorkerError(
+                "rank 1, which a launcher started, is gone, and cannot be started from here; its "
+                "own output says why. Start the script again."
+            )
+        # Read before the worker is cut off: it then removes its log, for its driver may be gone.
+        words = _last_words(_exit_code(self._process), self._log)
         self.close()
-        return WorkerError(_last_words(code, self._log))
+        return WorkerError(words)
 
     def has_failed(self) -> bool:
         """Whether the worker has ended, or ends within a moment, by itself."""
         if self._process is None:  # a worker says nothing unasked, so this is its end of file
             return self._connection.poll(_LAST_WORDS_SECONDS)
         return _exit_code(self._process) is not None
+
+    @property
+    def exit_code(self) -> int | None:
+        """How a worker ended; None while it runs, and always for a rank that a launcher started."""
+        return None if self._process is None else self._process.poll()
 
     @property
     def is_open(self) -> bool:
@@ -134,12 +156,25 @@ def _exit_code(process: subprocess.Popen | None) -> int | None:
         return None
 
 
+def ended(code: int | None) -> str:
+    """Say how a worker ended, by its exit code; None if the driver had to end it."""
+    if code is None:
+        return "was ended by the driver"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a real-time signal has no name
+        return f"was killed by signal {-code}"
+    return f"was killed by signal {-code} ({name}{'; out of memory?' if name == 'SIGKILL' else ''})"
+
+
 def _last_words(code: int | None, log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log.exists() else []
-    ended = "was ended by the driver" if code is None else f"ended with exit code {code}"
     said = "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
     return (
-        f"rank 1 {ended}; the run is lost, the next call starts a new worker. It said last:\n{said}"
+        f"rank 1 {ended(code)}; the run is lost, the next call starts a new worker. "
+        f"It said last:\n{said}"
     )
 
 
@@ -153,7 +188,7 @@ def start(device: torch.device) -> Fleet:
         WorkerError: it did not come up.
     """
     folder = Path(tempfile.mkdtemp(prefix="hybridiff-"))
-    log, store_file = folder / "rank1.log", folder / "store"
+    log, store_file = folder / _LOG, folder / "store"
     ours, theirs = socket.socketpair()
     command = [
         # -P: a module of the user's in the working directory must not stand in for a library's.
@@ -177,16 +212,16 @@ def start(device: torch.device) -> Fleet:
         store = dist.FileStore(str(store_file), 2)
         groups = ops.connect(store, 0, 2, _driver_device(device), loopback=True)
     except RuntimeError as e:
+        error = WorkerError(_last_words(_exit_code(process), log))
         _end(connection, process)
-        error = WorkerError(_last_words(process.poll(), log))
-        _remove(folder)
+        remove_folder(store_file)
         raise error from e
     except BaseException:
         _end(connection, process)
-        _remove(folder)
+        remove_folder(store_file)
         raise
     fleet = Fleet(connection, groups, process, log)
-    weakref.finalize(fleet, _remove, folder)
+    weakref.finalize(fleet, remove_folder, store_file)
     return fleet
 
 
@@ -209,18 +244,29 @@ def _hello(connection: Connection, process: subprocess.Popen, log: Path) -> None
     _answer(connection, lambda: WorkerError(_last_words(_exit_code(process), log)))
 
 
-def _remove(folder: Path) -> None:
-    for file in folder.glob("*"):
+def remove_folder(store: Path) -> None:
+    """Remove what is left of a worker's folder: its store and the log beside it."""
+    for file in (store, store.with_name(_LOG)):
         file.unlink(missing_ok=True)
-    folder.rmdir()
+    with suppress(OSError):  # the other side was first
+        store.parent.rmdir()
 
 
 @contextmanager
 def weights_file() -> Iterator[Path]:
-    """A file for weights to be mapped from; unlinked at the end, the mappings stay."""
+    """A file for weights to be mapped from; it is gone at the end, the mappings stay.
+
+    On Linux it never has a name that could outlive a driver that is killed meanwhile: a worker
+    finds it among the driver's open files.
+    """
     handle, name = tempfile.mkstemp(prefix="hybridiff-weights-")
-    os.close(handle)
+    nameless = Path(f"/proc/{os.getpid()}/fd/{handle}")
     try:
-        yield Path(name)
+        if nameless.exists():
+            Path(name).unlink()
+            yield nameless
+        else:
+            yield Path(name)
     finally:
+        os.close(handle)
         Path(name).unlink(missing_ok=True)

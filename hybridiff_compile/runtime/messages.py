@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from hybridiff_compile import ops
+from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.runtime.weights import Manifest
 
@@ -25,11 +26,29 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Warm:
+    """Get the compiler ready while the driver captures; there is no answer."""
+
+    how: Lowering
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
-    """Take the programs of a captured signature: `transfer.dump` of a list of RankProgram."""
+    """Take the programs of a captured signature, and compile this rank's share of their parts.
+
+    `programs` is `transfer.dump` of a list of RankProgram.
+    """
 
     key: int
     programs: bytes
+    how: Lowering
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Every rank has compiled its share: take the others' parts, and be ready for steps."""
+
+    key: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +86,10 @@ class Status:
     sent_bytes: int
     rss_mb: float
     unwaited: int
+    compilations: int = 0
 
 
-Message = Weights | Load | Unload | Step | Ask | Status
+Message = Weights | Warm | Load | Finish | Unload | Step | Ask | Status
 
 
 def send(connection: Connection, message: Message) -> int:

@@ -24,11 +24,12 @@ class Rank:
         self._values[key] = {}
         self._variants.update({(key, v.phase): v for v in variants})
 
-    def unload(self, key: int) -> None:
-        """Drop a signature's variants and values."""
-        self._values.pop(key, None)
-        for phase in Phase:
-            self._variants.pop((key, phase), None)
+    def unload(self, *keys: int) -> None:
+        """Drop signatures' variants and values."""
+        for key in keys:
+            self._values.pop(key, None)
+            for phase in Phase:
+                self._variants.pop((key, phase), None)
 
     def variant(self, key: int, phase: Phase) -> Variant:
         """The variant of a phase."""

@@ -34,8 +34,9 @@ class RunReport:
         ranks: ranks that took part; 1 when the pipeline did not guide.
         steps: one record a guided denoising step.
         tau1, tau2: first pipelined and first serial step after it; None if it never pipelined.
-        bytes_sent: by all ranks, tensors and control messages, over the whole run.
-        worker_rss_mb: resident memory of each worker at the end of the run, MB.
+        bytes_sent: by all ranks, tensors and control messages, over the whole run; 0 if a worker
+            ended after the last step, before it said how many.
+        worker_rss_mb: resident memory of each worker at the end of the run, MB; () likewise.
     """
 
     mode: str

@@ -45,8 +45,15 @@ class Run:
             self.tau1 = settings.tau_cap
         return phase_of(step, self.tau1, settings)
 
-    def report(self, mode: str, after: tuple[int, float], before: tuple[int, float]) -> RunReport:
-        """What the call did; `after` and `before` are (bytes sent by all ranks, worker MB)."""
+    def report(
+        self, mode: str, after: tuple[int, float] | None, before: tuple[int, float]
+    ) -> RunReport:
+        """What the call did.
+
+        Args:
+            mode: "exact" or "paper".
+            after, before: (bytes sent by all ranks, worker MB); None if it is not known.
+        """
         steps = tuple(
             StepRecord(i, phase, seconds, None if m is None else float(m))
             for i, (phase, seconds, m) in enumerate(self.records)
@@ -58,6 +65,6 @@ class Run:
             steps=steps,
             tau1=pipelined[0] if pipelined else None,
             tau2=pipelined[-1] + 1 if pipelined else None,
-            bytes_sent=after[0] - before[0],
-            worker_rss_mb=(after[1],) if self.ranks > 1 else (),
+            bytes_sent=after[0] - before[0] if after else 0,
+            worker_rss_mb=(after[1],) if after and self.ranks > 1 else (),
         )

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
+
+from hybridiff_compile.ir import Parent, Shape
 
 
 def dump(value: Any, names: Mapping[int, str]) -> bytes:
@@ -43,13 +46,14 @@ class _Ref:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One node of a graph."""
+    """One node of a graph; a placeholder's value travels as shapes."""
 
     op: str
     name: str
     target: Any
     args: Any
     kwargs: Any
+    value: Any = None
 
 
 class _Pickler(pickle.Pickler):
@@ -89,7 +93,9 @@ def _table(module: fx.GraphModule) -> tuple[list[_Row], dict[str, Any], str]:
     rows, attributes = [], {}
     for node in module.graph.nodes:
         args, kwargs = map_aggregate((node.args, node.kwargs), ref)  # pyright: ignore
-        rows.append(_Row(node.op, node.name, node.target, args, kwargs))
+        value = node.meta.get("val") if node.op == "placeholder" else None
+        shapes = None if value is None else pytree.tree_map(Shape.of, value)
+        rows.append(_Row(node.op, node.name, node.target, args, kwargs, shapes))
         if node.op in ("get_attr", "call_module"):
             owner, _, name = node.target.rpartition(".")
             attributes[node.target] = getattr(module.get_submodule(owner), name)
@@ -105,4 +111,6 @@ def _rebuild(rows: list[_Row], attributes: dict[str, Any], name: str) -> fx.Grap
     for row in rows:
         args, kwargs = map_aggregate((row.args, row.kwargs), node)  # pyright: ignore
         env[row.name] = graph.create_node(row.op, row.target, args, kwargs, name=row.name)
-    return fx.GraphModule(attributes, graph, class_name=name)
+        if row.value is not None:
+            env[row.name].meta["val"] = pytree.tree_map(Shape.empty, row.value)
+    return Parent(attributes, graph, class_name=name)

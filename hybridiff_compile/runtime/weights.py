@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from hybridiff_compile.errors import SpaceError
 
 # A weight keeps its address modulo this: CPU kernels choose their path, and so their last bits, by
 # the alignment of what they read (weights mapped from a safetensors file often start at 8 mod 64).
@@ -41,6 +46,9 @@ def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str]]:
 
     Returns:
         The manifest, and the name of each weight by the `id` of its tensor object.
+
+    Raises:
+        SpaceError: the file's folder has no room for them.
     """
     tensors = dict((*module.named_parameters(), *module.named_buffers()))
     manifest, end = {}, 0
@@ -50,13 +58,30 @@ def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str]]:
         offset = end + (address - end) % _ALIGNMENT
         manifest[name] = Weight(offset, tuple(dense.shape), dense.stride(), dense.dtype)
         end = offset + dense.numel() * dense.element_size()
+    _reserve(path, max(end, 1))
     storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=max(end, 1))
     for name, tensor in tensors.items():
-        mapped = manifest[name].view(storage)
-        mapped.copy_(tensor.detach())
+        with torch.inference_mode(tensor.is_inference()):  # so that it still says that it is one
+            mapped = manifest[name].view(storage)
+            mapped.copy_(tensor.detach())
         if tensor.device.type == "cpu":
             tensor.data = mapped
     return manifest, {id(tensor): name for name, tensor in tensors.items()}
+
+
+def _reserve(path: Path, nbytes: int) -> None:
+    """Give the file all of its room now: a mapping that finds none later kills the process."""
+    folder = tempfile.gettempdir() if path.is_relative_to("/proc") else path.parent
+    with path.open("ab") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise SpaceError(
+                f"{folder} has no room for the {nbytes} bytes of the shared weights "
+                f"({e.strerror}); free some there, or set TMPDIR to a folder that has it."
+            ) from e
 
 
 def attach(path: Path, manifest: Manifest, device: torch.device) -> dict[str, torch.Tensor]:

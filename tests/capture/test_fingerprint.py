@@ -26,8 +26,8 @@ class Processor:
 def with_settings() -> toy.Toy:
     denoiser = toy.seeded(toy.Toy)
     assert isinstance(denoiser, toy.Toy)
-    setattr(denoiser.up, "processor", Processor())  # noqa: B010
-    setattr(denoiser, "lora", Lora(denoiser.conv_out))  # noqa: B010
+    vars(denoiser.up)["processor"] = Processor()
+    denoiser.add_module("lora", Lora(denoiser.conv_out))
     return denoiser.eval()
 
 

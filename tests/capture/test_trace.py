@@ -1,6 +1,12 @@
+import importlib
+import logging
+import sys
+import threading
+
 import pytest
 import torch
 from torch import fx, nn
+from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 
 from hybridiff_compile.capture.call import DenoiserCall
@@ -29,7 +35,7 @@ def test_step_computes_both_branches_bit_for_bit(batch):
     denoiser, call = toy.seeded(toy.Toy), toy.call_of(batch)
     captured = toy.capture_of(denoiser, call)
     later = toy.call_of(batch, seed=7)
-    values = captured.inputs(later)
+    values = later.inputs(captured.shared)
     (contract,) = captured.program.contracts
     with torch.no_grad():
         out = captured.program.graphs[0](*(values[n] for n in contract.inputs))["prediction"]
@@ -65,7 +71,7 @@ def test_parameters_and_buffers_are_named_and_shared_with_the_denoiser():
 def test_noisy_picture_and_unbatched_arguments_are_shared_by_the_branches():
     captured = toy.captured()
     assert captured.shared == ("sample", "timestep")
-    inputs = captured.inputs(toy.call_of(seed=4))
+    inputs = toy.call_of(seed=4).inputs(captured.shared)
     call = toy.call_of(seed=4)
     assert torch.equal(inputs["sample"], call.branch(0).tensors()["sample"])
     for b, branch in enumerate("uc"):
@@ -87,7 +93,7 @@ def test_keyword_arguments_may_come_in_any_order():
     swapped = dict(reversed(keyword.items()))
     other = DenoiserCall.of(toy.PARAMETERS, tuple(positional.values()), swapped)
     captured = toy.capture_of(denoiser, other)
-    values = captured.inputs(other)
+    values = other.inputs(captured.shared)
     with torch.no_grad():
         (graph,), (contract,) = captured.program.graphs, captured.program.contracts
         out = graph(*(values[n] for n in contract.inputs))["prediction"]
@@ -119,19 +125,78 @@ def test_dropout_in_eval_mode_leaves_no_node():
     assert not any("dropout" in t or "assert" in t for t in targets)
 
 
-def test_decision_on_a_tensor_value_is_refused_and_its_line_named():
+def test_decision_on_a_tensor_value_is_refused_and_its_line_named(capfd, caplog):
     class Decides(nn.Module):
         def forward(self, sample: torch.Tensor) -> torch.Tensor:
             if sample.sum() > 0:
                 return sample + 1
             return sample - 1
 
+    talker = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    talker.addHandler(caplog.handler)  # torch's loggers do not propagate
     with pytest.raises(CaptureError) as e:
         capture_simple(Decides())
+    talker.removeHandler(caplog.handler)
     text = str(e.value)
     assert "Decides cannot be exported at forward (if sample.sum() > 0:)" in text
     assert "make that line free of decisions on tensor values" in text
     assert "gpus=1" in text
+    assert capfd.readouterr() == ("", "")  # no listing of the graph
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_what_a_denoiser_says_while_it_is_exported_is_heard(capsys):
+    class Talks(nn.Module):
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            if not isinstance(sample, FakeTensor):
+                return sample + 1
+            print("traced", file=sys.stderr)
+            return sample + 1
+
+    capture_simple(Talks())
+    assert capsys.readouterr().err == "traced\n"
+
+
+def test_what_belongs_to_the_process_is_left_alone_while_exporting(caplog):
+    from torch.export import _trace
+
+    torch_logger, heard = logging.getLogger("torch"), []
+    talker = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    process = (sys.stderr, torch_logger.level)
+
+    class Looks(nn.Module):
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            if isinstance(sample, FakeTensor):
+                heard.append((sys.stderr, torch_logger.level))
+                talker.warning("of this export")
+                other = threading.Thread(target=talker.warning, args=("of another thread",))
+                other.start()
+                other.join()
+                if sample.sum() > 0:
+                    return sample
+            return sample + 1
+
+    talker.addHandler(caplog.handler)
+    with pytest.raises(CaptureError):
+        capture_simple(Looks())
+    talker.removeHandler(caplog.handler)
+    assert heard == [process]
+    warned = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert set(warned) == {"of another thread"}
+    assert not talker.filters
+    assert "print" not in vars(_trace)
+
+
+def test_a_torch_without_that_inner_module_is_exported_as_well(monkeypatch):
+    own = importlib.import_module
+
+    def without(name: str) -> object:
+        if name == "torch.export._trace":
+            raise ImportError(name)
+        return own(name)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    capture_simple(nn.Linear(4, 4))
 
 
 def test_denoiser_whose_rows_depend_on_each_other_is_refused():

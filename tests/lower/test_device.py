@@ -1,8 +1,10 @@
+import pytest
 import torch
 from torch import fx, nn
 
+from hybridiff_compile.errors import UnsupportedPipelineError
 from hybridiff_compile.ir import Phase, RankContract, RankProgram
-from hybridiff_compile.lower.device import retarget
+from hybridiff_compile.lower.device import device_of, retarget
 from tests import toy
 
 CPU, CUDA_0, CUDA_1 = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
@@ -42,3 +44,13 @@ def test_cpu_rank_keeps_its_program():
     before = program.module.code
     assert retarget(program, CPU) is program
     assert program.module.code == before
+
+
+def test_device_of_a_denoiser():
+    assert device_of(nn.Linear(2, 2)) == CPU
+    assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+
+
+def test_denoiser_without_parameters_is_refused():
+    with pytest.raises(UnsupportedPipelineError, match=r"the denoiser, a Identity, has no param"):
+        device_of(nn.Identity())

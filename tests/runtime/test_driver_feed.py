@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 import torch
 
-from hybridiff_compile import ops
+from hybridiff_compile import lower, ops
+from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import Phase, RankProgram
-from hybridiff_compile.lower.eager import lower
 from hybridiff_compile.passes import build_programs
 from hybridiff_compile.runtime import messages, weights
 from hybridiff_compile.runtime.driver import Driver, one_thread
@@ -39,6 +39,9 @@ class Recorder:
 
     def ask(self, message: messages.Message) -> messages.Message:
         self.send(message)
+        return self.answer()
+
+    def answer(self) -> messages.Message:
         return messages.receive(self._connection)
 
     def has_failed(self) -> bool:
@@ -61,13 +64,16 @@ class Served:
         self.fleet = Recorder(cast(Connection, ours), ranks.groups[0])
         self.driver = Driver(cast(Fleet, self.fleet), CPU)
         with torch.no_grad():
-            self.working = ranks.start(1, Worker(cast(Connection, theirs), 1, CPU).serve)
+            self.working = ranks.start(
+                1, Worker(cast(Connection, theirs), CPU, ranks.groups[1]).serve
+            )
         captured = toy.captured()
         manifest, names = weights.publish(captured.program.graphs[0], file)
         self.fleet.ask(messages.Weights(file, manifest))
         programs = build_programs(captured.program, "paper").values()
-        variants = [lower(RankProgram.of(p, 0)) for p in programs]
-        self.driver.load(KEY, variants, [RankProgram.of(p, 1) for p in programs], names)
+        own, peer = ([RankProgram.of(p, rank) for p in programs] for rank in (0, 1))
+        how = Lowering()
+        self.driver.load(KEY, peer, names, how, lambda: lower.begin(own, how, CPU))
 
     def step(self, phase: Phase, step: int, values: dict[str, torch.Tensor]) -> torch.Tensor:
         return self._ranks.start(0, self.driver.step, KEY, phase, step, values).result(60)
@@ -84,7 +90,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def inputs() -> dict[str, torch.Tensor]:
-    return toy.captured().inputs(toy.call_of())
+    return toy.call_of().inputs(toy.captured().shared)
 
 
 RANK_1 = ("sample", "timestep", "encoder_hidden_states_c", "added_text_embeds_c")
@@ -192,3 +198,25 @@ def test_unloaded_signature_is_forgotten_on_both_ranks(served, inputs):
     assert served.fleet.messages[-1] == messages.Unload((KEY,))
     with pytest.raises(KeyError):
         served.step(Phase.SERIAL, 1, inputs)
+
+
+def test_worker_that_fails_lets_go_of_its_transfers_and_of_its_peer() -> None:
+    ours, theirs = Pipe()
+    with pair({}) as ranks:
+        worker: Any = Worker(cast(Connection, theirs), CPU, ranks.groups[1])
+
+        def fail(*_: object) -> None:
+            ops.recv([2], torch.float32, CPU, 0, 1, "data0to1")
+            raise KeyError("a defect")
+
+        worker._rank.step = fail
+        messages.send(cast(Connection, ours), messages.Step(KEY, Phase.SERIAL, 0, ()))
+        working = ranks.start(1, worker.serve)
+        waiting = ranks.start(
+            0, lambda: ops.wait(ops.recv([2], torch.float32, CPU, 1, 2, "data1to0"))
+        )
+        with pytest.raises(KeyError, match="a defect"):
+            working.result(20)
+        assert ranks.start(1, ops.unwaited).result(20) == 0
+        with pytest.raises(RuntimeError):
+            waiting.result(20)

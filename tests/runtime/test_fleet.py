@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import hybridiff_compile
+from hybridiff_compile import ops
 from hybridiff_compile.errors import WorkerError
 from hybridiff_compile.runtime import fleet, messages
 from tests import pipelines
@@ -59,17 +60,69 @@ def at_step(index: int, act: Any) -> Any:
 
 
 def test_a_worker_that_dies_ends_the_call_and_the_next_one_works(model: Any) -> None:
-    before = pipelines.latents(model, NAME)
+    before, unwaited = pipelines.latents(model, NAME), ops.unwaited()
     pid = worker_pid(model)
     kill = at_step(2, lambda: os.kill(pid, signal.SIGKILL))
     start = time.monotonic()
-    with pytest.raises(WorkerError, match=r"rank 1 ended with exit code -9") as error:
+    with pytest.raises(
+        WorkerError, match=r"rank 1 was killed by signal 9 \(SIGKILL; out of"
+    ) as error:
         pipelines.latents(model, NAME, callback_on_step_end=kill)
     assert time.monotonic() - start < 30
     assert "It said last" in str(error.value)
+    assert ops.unwaited() == unwaited  # torch would warn of them when this process ends
     assert wait_until_gone(pid)
     assert torch.equal(pipelines.latents(model, NAME), before)
     assert worker_pid(model) != pid
+
+
+def kill_idle_worker(model: Any) -> int:
+    pid = worker_pid(model)
+    os.kill(pid, signal.SIGKILL)
+    assert wait_until_gone(pid)
+    return pid
+
+
+def test_a_worker_that_dies_while_idle_costs_no_call(
+    model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = pipelines.latents(model, NAME)
+    pid = kill_idle_worker(model)
+    assert torch.equal(pipelines.latents(model, NAME), before)
+    assert worker_pid(model) != pid
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning == (
+        "the worker was killed by signal 9 (SIGKILL; out of memory?) while idle; another is started"
+    )
+
+
+def test_a_pipeline_is_restored_though_its_worker_is_dead(model: Any) -> None:
+    pipelines.latents(model, NAME)
+    kill_idle_worker(model)
+    pipe = model.restore()
+    assert torch.isfinite(pipelines.latents(pipe, NAME, num_inference_steps=2)).all()
+
+
+def test_a_launched_rank_that_died_is_an_error_every_time(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipelines.latents(model, NAME)
+    kill_idle_worker(model)
+    workers = model._session._driver.fleet
+    monkeypatch.setattr(workers, "_process", None)  # as under torchrun, which also hands out
+    monkeypatch.setattr(model._session, "_start", lambda: workers)  # the same one again
+    for _ in range(2):
+        with pytest.raises(WorkerError, match=r"which a launcher started, is gone.*Start the scr"):
+            pipelines.latents(model, NAME)
+
+
+def test_modules_in_the_working_directory_do_not_stand_in_for_a_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("random", "torch", "argparse"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the user')")
+    monkeypatch.chdir(tmp_path)
+    fleet.start(torch.device("cpu")).close()
 
 
 def test_a_worker_that_fails_shows_its_last_lines(
@@ -85,10 +138,12 @@ def test_a_worker_that_fails_shows_its_last_lines(
         own(replace(message, step=message.step + 1) if late else message)
 
     monkeypatch.setattr(workers, "send", send)
+    unwaited = ops.unwaited()
     with pytest.raises(hybridiff_compile.HybridiffError) as error:
         pipelines.latents(model, NAME)
     assert "(phase, step)" in str(error.value)
     assert not workers.is_open
+    assert ops.unwaited() == unwaited
 
 
 def test_the_worker_ends_with_the_model() -> None:
@@ -156,11 +211,44 @@ def test_ctrl_c_ends_the_run_and_the_worker() -> None:
         assert wait_until_gone(pid)
 
 
-def test_a_killed_driver_leaves_no_worker() -> None:
-    with script(SCRIPT) as (process, pid):
-        read_until(process, "step 3")
+@pytest.mark.parametrize("steps", [400, 3])  # killed in the middle of a step, and between calls
+def test_a_killed_driver_leaves_no_worker_and_no_files(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    text = SCRIPT.replace("steps=400", f"steps={steps}") + "import time; time.sleep(60)"
+    with script(text) as (process, pid):
+        read_until(process, "step 3" if steps > 3 else "end of the script")
+        assert list(tmp_path.glob("hybridiff-*"))
         process.kill()
         assert wait_until_gone(pid)
+    assert not list(tmp_path.glob("hybridiff-*"))
+
+
+def test_the_weights_file_has_no_name_that_could_be_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with fleet.weights_file() as path:
+        assert not list(tmp_path.iterdir())
+        path.write_bytes(b"weights")
+        read = [sys.executable, "-c", f"print(open({str(path)!r}).read())"]
+        assert subprocess.check_output(read) == b"weights\n"  # another process finds it
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (None, "was ended by the driver"),
+        (1, "ended with exit code 1"),
+        (-9, "was killed by signal 9 (SIGKILL; out of memory?)"),
+        (-11, "was killed by signal 11 (SIGSEGV)"),
+        (-40, "was killed by signal 40"),
+    ],
+)
+def test_how_a_worker_ended(code: int | None, says: str) -> None:
+    assert fleet.ended(code) == says
 
 
 def test_a_script_that_forgets_to_close_leaves_no_worker() -> None:

@@ -49,7 +49,7 @@ def branches_apart(seed: int) -> torch.Tensor:
 
 
 def inputs(seed: int) -> dict[str, torch.Tensor]:
-    return toy.captured().inputs(toy.call_of(seed=seed))
+    return toy.call_of(seed=seed).inputs(toy.captured().shared)
 
 
 def test_serial_step_has_the_bits_of_the_two_branches_one_after_the_other(serial):

@@ -1,9 +1,14 @@
+import errno
+import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from hybridiff_compile.errors import SpaceError
+from hybridiff_compile.runtime.fleet import weights_file
 from hybridiff_compile.runtime.weights import attach, publish
 
 CPU = torch.device("cpu")
@@ -128,3 +133,43 @@ def test_publishing_again_moves_the_weights_to_the_new_file(file, tmp_path):
 def test_module_without_weights_can_be_published(file):
     manifest, names = publish(nn.Identity(), file)
     assert attach(file, manifest, CPU) == names == {}
+
+
+def test_room_for_the_weights_is_taken_before_they_are_written(file, monkeypatch):
+    taken = []
+    own = os.posix_fallocate
+
+    def take(handle: int, offset: int, size: int) -> None:
+        taken.append((offset, size))
+        own(handle, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", take)
+    publish(Odd(), file)
+    assert taken == [(0, file.stat().st_size)]
+
+
+def test_no_room_for_a_file_without_a_name_says_where(monkeypatch, tmp_path):
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with weights_file() as path, pytest.raises(SpaceError, match=f"^{tmp_path} has no room"):
+        publish(Odd(), path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_no_room_for_the_weights_is_an_error_that_says_where(file, monkeypatch, number):
+    module = Odd()
+    places = {n: t.data_ptr() for n, t in tensors(module).items()}
+
+    def full(*_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(SpaceError) as e:
+        publish(module, file)
+    text = str(e.value)
+    assert re.match(rf"{file.parent} has no room for the \d\d\d+ bytes of the shared", text)
+    assert "set TMPDIR" in text
+    assert {n: t.data_ptr() for n, t in tensors(module).items()} == places

@@ -1,0 +1,107 @@
+"""One call signature of a pipeline with the programs that serve it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from hybridiff_compile.capture.call import DenoiserCall, Signature, only_tensor
+from hybridiff_compile.capture.trace import capture
+from hybridiff_compile.config import Config
+from hybridiff_compile.debug import Dump
+from hybridiff_compile.ir import BRANCHES, Phase, StepProgram
+from hybridiff_compile.passes import build_programs
+from hybridiff_compile.runtime.fleet import new_key
+from hybridiff_compile.runtime.switching import discrepancy
+
+#: Held while a denoiser is traced or compiled: neither torch.export nor Inductor may be at work in
+#: two threads of a process at once.
+one_compiler = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What serves the calls of one signature.
+
+    Attributes:
+        key: by which the ranks know it.
+        shared: names of the inputs that both branches have in common; see `Captured`.
+        spec: the tree around the prediction that the pipeline expects.
+        programs: by phase.
+    """
+
+    key: int
+    shared: tuple[str, ...]
+    spec: pytree.TreeSpec
+    programs: dict[Phase, StepProgram]
+
+
+def capture_entry(
+    denoiser: nn.Module,
+    call: DenoiserCall,
+    batched: Callable[[], Any],
+    config: Config,
+    dump: Path | None,
+) -> Entry:
+    """Trace a denoiser from a pipeline's call and rewrite it into the programs of a mode.
+
+    Args:
+        denoiser: with its own forward in place.
+        call: a guided call.
+        batched: runs the call as the pipeline made it.
+        config: its mode, and how the programs will be lowered.
+        dump: folder for the programs before and after each pass.
+
+    Raises:
+        CaptureError: it cannot be traced.
+    """
+    captured = capture(denoiser, call, batched)
+    observers = (Dump(dump),) if dump else ()
+    # Compiled by stages, the ranks share the work even if no phase needs the cut.
+    staged = config.lowering.backend == "inductor" and config.lowering.scope == "stage"
+    programs = build_programs(captured.program, config.mode, observers, staged=staged)
+    return Entry(new_key(), captured.shared, captured.spec, programs)
+
+
+def run_apart(
+    name: str, call: DenoiserCall, forward: Callable[..., Any]
+) -> tuple[Any, torch.Tensor]:
+    """Run the branches of a call one after the other, by the denoiser itself.
+
+    Args:
+        name: of the denoiser.
+        call: a guided call.
+        forward: the denoiser's own.
+
+    Returns:
+        What the batched call would return, and the discrepancy of the branches.
+    """
+    outputs = []
+    for branch in range(len(BRANCHES)):
+        positional, keyword = call.branch(branch).arguments
+        outputs.append(only_tensor(forward(*positional.values(), **keyword), name))
+    (eps_u, spec), (eps_c, _) = outputs
+    prediction = pytree.tree_unflatten([torch.cat([eps_u, eps_c])], spec)
+    return prediction, discrepancy(eps_u, eps_c)
+
+
+def not_packaged(call: DenoiserCall, known: Sequence[Signature]) -> str:
+    """Say which call a package lacks, and which it holds."""
+
+    def shape(leaves: Sequence[Any]) -> str:
+        return "x".join(str(n) for n in leaves[0][0])
+
+    asked = shape(call.signature()[1])
+    held = ", ".join(shape(leaves) for _, leaves, _ in known)
+    return (
+        f"the package holds no programs for this call (noisy picture {asked}; it holds {held}, "
+        "with the other arguments of their export); make the call as it was exported, or compile() "
+        "it before export()."
+    )

@@ -1,0 +1,140 @@
+"""The model that `optimize` and `load` return: a pipeline whose denoiser runs on several ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from hybridiff_compile.errors import ClosedError, HybridiffError
+from hybridiff_compile.ir import Phase, StepProgram
+from hybridiff_compile.runtime.report import RunReport
+from hybridiff_compile.session import Session
+
+
+class Model:
+    """An optimized pipeline: call it as the pipeline is called.
+
+    Use it in a `with` block, or `restore()` the pipeline at the end; the worker ends with it, and
+    at the latest with this process.
+    """
+
+    def __init__(self, pipe: Any, session: Session) -> None:
+        self.pipe = pipe
+        self._session: Session | None = session
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Make pictures: the same as `pipe(...)`."""
+        self.session()
+        return self.pipe(*args, **kwargs)
+
+    def compile(self, *, progress: bool = True, **call: Any) -> None:
+        """Prepare the programs of a call without making a picture.
+
+        Args:
+            progress: show on a terminal what is being done.
+            call: keywords of the later calls that shape the denoiser's inputs, such as `height`,
+                `width`, `num_images_per_prompt`, `guidance_scale`; a prompt is not needed. In
+                mode="paper" also `num_inference_steps`, which its schedule is checked against.
+        """
+        session = self.session()
+        if "prompt_embeds" not in call:
+            call.setdefault("prompt", "")
+        hidden = getattr(self.pipe, "_progress_bar_config", None)
+        self.pipe.set_progress_bar_config(**{**(hidden or {}), "disable": True})
+        try:
+            with session.dry(), shown(session, progress):
+                self.pipe(**call)
+        finally:
+            self.pipe.set_progress_bar_config(**(hidden or {}))
+
+    @property
+    def report(self) -> RunReport:
+        """What the last call did, step by step.
+
+        Raises:
+            HybridiffError: there was none, or it failed.
+        """
+        report = self.session().report
+        if report is None:
+            raise HybridiffError(
+                "there is no report: no call was made yet, or the last one failed; make a picture "
+                "first."
+            )
+        return report
+
+    def programs(self) -> list[dict[Phase, StepProgram]]:
+        """The programs by phase, of every shape of call so far; each prints as text."""
+        return self.session().programs()
+
+    def graphs(self) -> str:
+        """Every rank's program for every phase, as text.
+
+        Raises:
+            HybridiffError: there are none; they are made by `compile()` or a first picture.
+        """
+        programs = self.programs()
+        if not programs:
+            raise HybridiffError(f"there are no graphs: {self.session().lacks}")
+        return "\n\n".join(str(p) for by_phase in programs for p in by_phase.values())
+
+    def restore(self) -> Any:
+        """Give the pipeline back as it was, end the worker, and close this model.
+
+        A call that is under way in another thread is waited for.
+
+        Raises:
+            ClosedError: it was restored already, or something was attached on top since.
+        """
+        with self.session().at_rest():
+            session = self.session()  # another thread may have restored it meanwhile
+            session.attachment.detach()
+            session.close()
+            self._session = None
+        return self.pipe
+
+    def close(self) -> None:
+        """Restore the pipeline, if that has not been done yet."""
+        if self._session is not None:
+            self.restore()
+
+    def __enter__(self) -> Self:
+        self.session()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def session(self) -> Session:
+        """What answers the pipeline's denoiser calls.
+
+        Raises:
+            ClosedError: the model was restored.
+        """
+        if self._session is None:
+            raise ClosedError("this model was restored; call optimize(pipe) again.")
+        return self._session
+
+
+@contextmanager
+def shown(session: Session, wanted: bool) -> Iterator[None]:
+    """Show on a terminal what the session is doing, and for how long."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    before = session.tell
+    with Progress(*columns, console=console, disable=not (wanted and console.is_terminal)) as bar:
+        task = bar.add_task("preparing", total=None)
+        session.tell = lambda text: bar.update(task, description=text)
+        try:
+            yield
+        finally:
+            session.tell = before

@@ -1,0 +1,39 @@
+"""Bytes that the ranks of a driver have sent, asked for around a call that they may not survive."""
+
+from __future__ import annotations
+
+import logging
+
+from hybridiff_compile.errors import WorkerError
+from hybridiff_compile.runtime.driver import Driver
+from hybridiff_compile.runtime.fleet import ended
+
+logger = logging.getLogger(__name__)
+
+#: Bytes sent by all ranks so far, and the worker's resident memory in MB.
+Traffic = tuple[int, float]
+
+
+def _now(driver: Driver | None) -> Traffic:
+    return driver.traffic() if driver is not None and driver.fleet.is_open else (0, 0.0)
+
+
+def before(driver: Driver | None) -> Traffic:
+    """Traffic before a call; a worker that ended since the last one is let go of."""
+    try:
+        return _now(driver)
+    except WorkerError:
+        code = None if driver is None else driver.fleet.exit_code
+        if code is None:
+            raise
+        logger.warning("the worker %s while idle; another is started", ended(code))
+        return 0, 0.0
+
+
+def after(driver: Driver | None) -> Traffic | None:
+    """Traffic after a call; None if the worker ended since its last step: the picture is there."""
+    try:
+        return _now(driver)
+    except WorkerError as e:
+        logger.warning("the picture is made, but the bytes sent for it are not known: %s", e)
+        return None
