@@ -111,6 +111,8 @@ class Session:
             try:
                 before = traffic.before(self._driver)
                 self._forget_if_changed()
+                if self._driver is not None:
+                    self._driver.agree()
                 self._run = run = Run()
                 yield
                 self.report = run.report(self.config.mode, traffic.after(self._driver), before)

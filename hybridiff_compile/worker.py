@@ -22,7 +22,7 @@ from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import RankProgram
 from hybridiff_compile.layout import Layout
 from hybridiff_compile.lower.device import retarget
-from hybridiff_compile.runtime import fleet, memory, messages, transfer, weights
+from hybridiff_compile.runtime import fleet, memory, messages, numerics, transfer, weights
 from hybridiff_compile.runtime.rank import Rank
 
 
@@ -54,6 +54,8 @@ class Worker:
             case messages.Weights(path, manifest):
                 self._weights = weights.attach(path, manifest, self._device)
                 messages.send(self._connection, self._status())
+            case messages.Agree(values):
+                numerics.apply(values)
             case messages.Warm(how):  # beside the messages of a capture that is under way
                 self._warming = threading.Thread(target=lower.warm, args=(how, self._device))
                 self._warming.start()

@@ -13,7 +13,7 @@ from hybridiff_compile.config import Lowering
 from hybridiff_compile.errors import WorkerError
 from hybridiff_compile.ir import Phase, RankProgram, Variant
 from hybridiff_compile.layout import Layout
-from hybridiff_compile.runtime import messages, transfer
+from hybridiff_compile.runtime import messages, numerics, transfer
 from hybridiff_compile.runtime.fleet import Fleet
 from hybridiff_compile.runtime.rank import Rank
 
@@ -46,6 +46,16 @@ class Driver:
         self._peer: dict[tuple[int, Phase], RankProgram] = {}
         self._sent: dict[int, dict[str, _Sent]] = {}
         self._last_phase: dict[int, Phase] = {}
+        self._numerics: numerics.Numerics = {}
+        self.agree()
+
+    def agree(self) -> None:
+        """Let the worker compute as this process does (TF32, deterministic algorithms, ...)."""
+        now = numerics.current()
+        if now != self._numerics:
+            with suppress(WorkerError):  # one that died idle: the next step starts another
+                self.fleet.send(messages.Agree(now))
+            self._numerics = now
 
     def load(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 from hybridiff_compile import ops
 from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import Phase
+from hybridiff_compile.runtime.numerics import Numerics
 from hybridiff_compile.runtime.weights import Manifest
 
 #: The link that carries fed inputs has a tag above those of the programs' own links.
@@ -23,6 +24,13 @@ class Weights:
 
     path: Path
     manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Agree:
+    """Compute as the driver does from now on; there is no answer."""
+
+    numerics: Numerics
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,7 @@ class Status:
     compilations: int = 0
 
 
-Message = Weights | Warm | Load | Finish | Unload | Step | Ask | Status
+Message = Weights | Agree | Warm | Load | Finish | Unload | Step | Ask | Status
 
 
 def send(connection: Connection, message: Message) -> int:

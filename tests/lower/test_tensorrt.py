@@ -15,6 +15,7 @@ from hybridiff_compile.config import Lowering
 from hybridiff_compile.errors import BackendError
 from hybridiff_compile.lower import tensorrt
 from hybridiff_compile.lower.flat import Compiled, flatten
+from hybridiff_compile.runtime import numerics
 from tests.lower import embedded, graphs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
@@ -103,12 +104,12 @@ def test_equal_stages_of_other_weights_share_no_engine(recorder):
 
 @pytest.mark.parametrize(("precision", "disabled"), [("highest", True), ("high", False)])
 def test_settings_follow_the_process(precision, disabled):
-    before = torch.get_float32_matmul_precision()
+    before = numerics.current()
     torch.set_float32_matmul_precision(precision)
     try:
         settings = tensorrt.settings(CUDA)
-    finally:
-        torch.set_float32_matmul_precision(before)
+    finally:  # not by torch's own setter, which leaves "ieee" where it found "none"
+        numerics.apply(before)
     assert settings == {
         "device": CUDA,
         "disable_tf32": disabled,

@@ -1,0 +1,53 @@
+"""All ranks compute as the driver does: a switch of one process alone would be two answers."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import hybridiff_compile
+from hybridiff_compile.runtime import messages, numerics
+from tests import pipelines
+
+SWITCH = "mkldnn.matmul.fp32_precision"
+
+
+@pytest.fixture(autouse=True)
+def kept() -> Iterator[None]:
+    before = numerics.current()
+    yield
+    numerics.apply(before)
+    assert numerics.current() == before
+
+
+def test_applied_switches_are_those_of_the_other_process():
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    torch.backends.cudnn.benchmark = True
+    torch.use_deterministic_algorithms(True)
+    theirs = numerics.current()
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(False)
+    assert numerics.current() != theirs
+    numerics.apply(theirs)
+    assert numerics.current() == theirs
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_switch_that_this_torch_lacks_is_left_alone():
+    numerics.apply({**numerics.current(), "mkldnn.no_such.switch": 1})
+
+
+def test_worker_is_told_at_the_start_and_of_every_change(monkeypatch):
+    told = []
+    send = messages.send
+    monkeypatch.setattr(messages, "send", lambda c, m: (told.append(m), send(c, m))[1])
+    with hybridiff_compile.optimize(pipelines.shallow()) as model:
+        call = {"num_inference_steps": 2}
+        pipelines.latents(model, "tiny-sd3", **call)
+        pipelines.latents(model, "tiny-sd3", **call)
+        numerics.apply({**numerics.current(), SWITCH: "ieee"})
+        pipelines.latents(model, "tiny-sd3", **call)
+    agreed = [m.numerics[SWITCH] for m in told if isinstance(m, messages.Agree)]
+    assert agreed == [agreed[0], "ieee"]
+    assert agreed[0] != "ieee"
