@@ -46,7 +46,9 @@ def compile_to(flat: Flat, path: Path, device: torch.device) -> None:
     from torch import _inductor as inductor
 
     examples = tuple(flat.examples(device)[len(flat.values) :])
-    with torch.no_grad(), warnings.catch_warnings():
+    # torch notes there what it compiles for, and leaves it: part of the key of Inductor's caches.
+    noted = inductor.config.patch({"aot_inductor.metadata": {}})
+    with torch.no_grad(), noted, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own pytrees
         program = torch.export.export(flat.attached(), examples, strict=False)
         inductor.aoti_compile_and_package(

@@ -108,6 +108,15 @@ def test_it_holds_the_weights_once_and_each_stage_once(
         assert list(programs) == ["SERIAL", "PIPELINED"]
 
 
+def test_export_leaves_the_compilers_settings_as_they_were(
+    exported: tuple[Path, torch.Tensor],
+) -> None:
+    """They are part of the key of its caches: the ranks would not find each other's code."""
+    from torch._inductor import config
+
+    assert config.aot_inductor.metadata == {}  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_loaded_programs_read_as_they_were(exported: tuple[Path, torch.Tensor]) -> None:
     folder, _ = exported
     manifest = package.check(folder)
