@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +47,7 @@ def optimize(
     k: int | None = None,
     tau_cap: int | None = None,
     tau1: int | None = None,
+    devices: Sequence[str | torch.device] | None = None,
     dump: str | Path | None = None,
 ) -> Model:
     """Let several ranks make the pictures of a diffusers pipeline.
@@ -66,6 +67,8 @@ def optimize(
             "whole" (each phase's step with its links inside); see `Lowering`.
         compile_mode: Inductor's mode, as in `torch.compile(mode=...)`.
         L_slope, eps_slope, k, tau_cap, tau1: when the paper's mode pipelines; see `Config`.
+        devices: one a rank, the pipeline's own first; None takes those after the pipeline's. One
+            GPU named twice serves both ranks: slow, to check results only.
         dump: folder for the programs before and after each pass, a folder in it for each shape of
             call.
 
@@ -74,7 +77,7 @@ def optimize(
 
     Raises:
         ConfigError: a setting is out of range, `dump` cannot be written to, or there are more ranks
-            than the machine has devices.
+            than the machine has devices, or `devices` are others than there are.
         UnsupportedPipelineError: there is no denoiser that can be driven, or it was patched.
         WorkerError: the worker did not start.
     """
@@ -95,7 +98,7 @@ def optimize(
     device = device_of(denoiser)
     if backend == "tensorrt":
         tensorrt.check(device)
-    start = _start(gpus, device)
+    start = _start(_ranks(device, gpus, devices))
     return Model(pipe, Session(pipe, denoiser, config, family, start))
 
 
@@ -168,18 +171,19 @@ def load(folder: str | Path, pipe: Any) -> Model:
         lowering=Lowering("aot"),
         **manifest.switching,
     )
-    start = _start(config.gpus, device)
+    start = _start(_ranks(device, config.gpus))
     entries = partial(package.entries, folder, manifest, denoiser)
     return Model(pipe, Session(pipe, denoiser, config, family, start, entries))
 
 
-def _start(gpus: int, device: torch.device) -> Callable[[], fleet.Fleet]:
+def _start(ranks: Sequence[torch.device]) -> Callable[[], fleet.Fleet]:
     """How the other rank is started; under torchrun, a rank other than 0 serves here and exits."""
-    _check_devices(gpus, device)
+    device, *peers = ranks
     if torchrun.rank() > 0:
         _serve(device)
-    launched = torchrun.world_size() > 1
-    return partial(torchrun.drive, device) if launched else partial(fleet.start, _peer(device))
+    if torchrun.world_size() > 1:
+        return partial(torchrun.drive, device)
+    return partial(fleet.start, device, *peers)
 
 
 def _find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
@@ -205,26 +209,57 @@ def _find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
     return denoiser, families[name]
 
 
-def _check_devices(gpus: int, device: torch.device) -> None:
+def _ranks(
+    device: torch.device, gpus: int, given: Sequence[str | torch.device] | None = None
+) -> list[torch.device]:
+    """The device of each rank; that of the pipeline is rank 0's.
+
+    Under a launcher every rank names its own, and the others in this list are not looked at.
+    """
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"the pipeline is on {device}; move it to the CPU or to a CUDA device.")
-    count = torch.cuda.device_count() if device.type == "cuda" else len(os.sched_getaffinity(0))
-    if gpus > count:
-        raise ConfigError(
-            f"gpus={gpus}, but this machine has {count} {device.type} device(s) "
-            "(a CPU device is one core); lower gpus."
-        )
     if torchrun.world_size() not in (1, gpus):
         raise ConfigError(
             f"gpus={gpus}, but the launcher started {torchrun.world_size()} ranks; make them equal."
         )
-
-
-def _peer(device: torch.device) -> torch.device:
-    """Where rank 1 computes: the next device of the same kind."""
+    count = torch.cuda.device_count() if device.type == "cuda" else len(os.sched_getaffinity(0))
+    if given is not None:
+        return _given(device, gpus, [torch.device(d) for d in given], count)
+    if gpus > count:
+        check = "; to check results on one GPU, name it twice in devices=(...)"
+        raise ConfigError(
+            f"gpus={gpus}, but this machine has {count} {device.type} device(s) (a CPU device is "
+            f"one core); lower gpus{check if device.type == 'cuda' else ''}."
+        )
     if device.type == "cpu":
-        return device
-    return torch.device("cuda", ((device.index or 0) + 1) % torch.cuda.device_count())
+        return [device] * gpus
+    first = device.index or 0
+    return [torch.device("cuda", (first + rank) % count) for rank in range(gpus)]
+
+
+def _given(
+    device: torch.device, gpus: int, given: list[torch.device], count: int
+) -> list[torch.device]:
+    """The devices that the caller asked for, with their indices."""
+    ranks = [torch.device("cuda", d.index or 0) if d.type == "cuda" else d for d in given]
+    names = ", ".join(map(str, given))
+    if torchrun.world_size() > 1:
+        raise ConfigError(
+            f"devices=({names}), but the launcher started the ranks: each computes where its own "
+            "pipeline is; drop devices."
+        )
+    if len(ranks) != gpus or ranks[0] != device:
+        raise ConfigError(
+            f"devices=({names}) must name {gpus} device(s), one a rank, and first {device}, where "
+            "the pipeline is."
+        )
+    for rank in ranks:
+        if rank.type != device.type or (rank.index or 0) >= count:
+            raise ConfigError(
+                f"devices=({names}): this machine has {count} {device.type} device(s), and {rank} "
+                "is none of them."
+            )
+    return ranks
 
 
 def _serve(device: torch.device) -> None:

@@ -53,15 +53,19 @@ def connect(
     Args:
         store: rendezvous that all ranks share.
         rank, size: this rank and the number of ranks.
-        device: where this rank computes; gloo carries CPU tensors, NCCL carries CUDA tensors.
+        device: where this rank computes; gloo carries CPU tensors, NCCL carries CUDA tensors. Ranks
+            on one card, which is for checks, send theirs through host memory.
         loopback: bind gloo to the loopback interface (all ranks on one host).
     """
     gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, loopback)
+    cards = _cards(store, rank, size, device) if device.type == "cuda" else []
     groups: Groups = {}
     for src, dst in itertools.permutations(range(size), 2):
         groups[group_name(src, dst, stamp=True)] = gloo
         name = group_name(src, dst)
-        if device.type == "cuda":
+        if len(set(cards)) < len(cards):  # known to all ranks alike, so they agree on the links
+            groups[name] = _Staged(gloo)
+        elif cards:
             nccl = dist.PrefixStore(name, store)
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = STEP_TIMEOUT
@@ -112,6 +116,51 @@ def _gloo(store: dist.Store, rank: int, size: int, loopback: bool) -> Any:
     group = gloo(store, rank, size, options)
     group._set_default_timeout(STEP_TIMEOUT)
     return group
+
+
+def _cards(store: dist.Store, rank: int, size: int, device: torch.device) -> list[bytes]:
+    """Which card each rank computes on, in the order of the ranks; a collective call."""
+    store.set(f"card{rank}", _card(device))
+    return [store.get(f"card{r}") for r in range(size)]
+
+
+def _card(device: torch.device) -> str:
+    # Not the index: a rank may see other cards than the driver, or the same in another order.
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+class _Staged:
+    """A link between two ranks on one card: gloo carries a copy in host memory.
+
+    NCCL refuses two ranks on one card, and gloo has no point-to-point calls for CUDA tensors.
+    """
+
+    def __init__(self, gloo: Any) -> None:
+        self._gloo = gloo
+
+    def send(self, tensors: list[torch.Tensor], dst: int, tag: int) -> dist.Work:
+        return self._gloo.send([t.cpu() for t in tensors], dst, tag)
+
+    def recv(self, tensors: list[torch.Tensor], src: int, tag: int) -> dist.Work:
+        staged = [torch.empty(t.shape, dtype=t.dtype) for t in tensors]
+        return _Arrival(self._gloo.recv(staged, src, tag), staged, tensors)
+
+    def abort(self) -> None:
+        _break(self._gloo)
+
+
+class _Arrival(dist.Work):
+    """A receive into host memory; to wait for it also copies what arrived to the card."""
+
+    def __init__(self, work: dist.Work, staged: list[torch.Tensor], out: list[torch.Tensor]):
+        super().__init__()
+        self._work, self._staged, self._out = work, staged, out
+
+    def wait(self, timeout: timedelta | None = None) -> bool:  # always the group's own timeout
+        self._work.wait()
+        for out, staged in zip(self._out, self._staged, strict=True):
+            out.copy_(staged)
+        return True
 
 
 def sent_bytes() -> int:

@@ -16,6 +16,8 @@ from hybridiff_compile.ir import Phase, RankProgram, StepProgram
 from hybridiff_compile.lower.eager import lower
 from hybridiff_compile.runtime.rank import Rank
 
+CPU = torch.device("cpu")
+
 #: What a rank returned, by name.
 Returned = Mapping[str, torch.Tensor]
 
@@ -23,14 +25,14 @@ Returned = Mapping[str, torch.Tensor]
 class Pair:
     """Ranks 0 and 1, each with its own thread, links and kept values."""
 
-    def __init__(self, programs: Mapping[Phase, StepProgram]) -> None:
-        store, cpu = dist.HashStore(), torch.device("cpu")
+    def __init__(self, programs: Mapping[Phase, StepProgram], device: torch.device) -> None:
+        store = dist.HashStore()
         self.threads = [ThreadPoolExecutor(1) for _ in range(2)]
         self.ranks = [Rank(), Rank()]
 
         def join(rank: int) -> ops.Groups:
             torch.set_num_threads(1)
-            groups = ops.connect(store, rank, 2, cpu, loopback=True)
+            groups = ops.connect(store, rank, 2, device, loopback=True)
             ops.activate(groups)
             return groups
 
@@ -61,12 +63,16 @@ class Pair:
 
 
 @contextmanager
-def pair(programs: Mapping[Phase, StepProgram]) -> Iterator[Pair]:
-    """Connect two ranks; the links and the thread count are put back as they were."""
+def pair(programs: Mapping[Phase, StepProgram], device: torch.device = CPU) -> Iterator[Pair]:
+    """Connect two ranks; the links and the thread count are put back as they were.
+
+    Args:
+        device: whose kind of links to use; the tensors are on the CPU all the same.
+    """
     threads, timeout = torch.get_num_threads(), ops.STEP_TIMEOUT
     torch.set_num_threads(1)
     ops.STEP_TIMEOUT = timedelta(seconds=30)  # a broken program hangs no longer than this
-    ranks = Pair(programs)
+    ranks = Pair(programs, device)
     try:
         yield ranks
     finally:

@@ -1,5 +1,9 @@
+import types
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch._subclasses import FakeTensorMode
 
 from hybridiff_compile import ops
@@ -7,7 +11,7 @@ from hybridiff_compile.errors import PhaseMismatchError
 from tests import toy
 from tests.loopback import pair
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def stamp(phase: int, step: int) -> torch.Tensor:
@@ -19,7 +23,14 @@ def test_groups_are_named_by_direction():
     assert ops.group_name(1, 0, stamp=True) == "stamp1to0"
 
 
-def test_tensor_that_is_sent_arrives_with_its_values():
+@pytest.fixture(params=[CPU, CUDA], ids=["gloo", "staged"])
+def links(request, monkeypatch) -> torch.device:
+    """Whose links to use: two ranks on one card stage theirs through host memory."""
+    monkeypatch.setattr(ops, "_card", lambda device: "the only card")
+    return request.param
+
+
+def test_tensor_that_is_sent_arrives_with_its_values(links):
     value = torch.randn(3, 4).t()  # not contiguous
 
     def exchange(rank: int) -> torch.Tensor:
@@ -28,7 +39,7 @@ def test_tensor_that_is_sent_arrives_with_its_values():
         return ops.wait(ops.recv([4, 3], torch.float32, CPU, 0, 5, "data0to1"))
 
     before = ops.sent_bytes()
-    with pair({}) as ranks:
+    with pair({}, links) as ranks:
         token, arrived = ranks.on_both(exchange)
         assert ranks.on_both(lambda _: ops.unwaited()) == (0, 0)
     assert torch.equal(arrived, value)
@@ -37,7 +48,7 @@ def test_tensor_that_is_sent_arrives_with_its_values():
     assert ops.sent_bytes() - before == 3 * 4 * 4
 
 
-def test_messages_with_different_tags_may_be_awaited_in_any_order():
+def test_messages_with_different_tags_may_be_awaited_in_any_order(links):
     def exchange(rank: int) -> list[torch.Tensor]:
         if rank == 0:
             tokens = [ops.send(torch.full((2,), float(t)), 1, t, "data0to1") for t in range(3)]
@@ -45,7 +56,7 @@ def test_messages_with_different_tags_may_be_awaited_in_any_order():
         posted = [ops.recv([2], torch.float32, CPU, 0, t, "data0to1") for t in (2, 0, 1)]
         return [ops.wait(t) for t in reversed(posted)]
 
-    with pair({}) as ranks:
+    with pair({}, links) as ranks:
         _, arrived = ranks.on_both(exchange)
     assert [t[0].item() for t in arrived] == [1, 0, 2]
 
@@ -53,6 +64,36 @@ def test_messages_with_different_tags_may_be_awaited_in_any_order():
 def test_every_pair_of_ranks_has_a_group_for_data_and_one_for_stamps():
     with pair({}) as ranks:
         assert sorted(ranks.groups[0]) == ["data0to1", "data1to0", "stamp0to1", "stamp1to0"]
+
+
+def test_only_ranks_that_share_a_card_stage_their_links(monkeypatch):
+    made = []
+    monkeypatch.setattr(ops.dist, "ProcessGroupNCCL", Nccl(made), raising=False)
+    for cards, staged in ((("a", "b"), False), (("b", "b"), True)):
+        monkeypatch.setattr(ops, "_card", lambda device, cards=cards: cards[device.index])
+        store = dist.HashStore()
+
+        def join(rank: int, store: dist.Store = store) -> ops.Groups:
+            return ops.connect(store, rank, 2, torch.device("cuda", rank), loopback=True)
+
+        with ThreadPoolExecutor(2) as threads:
+            for groups in threads.map(join, range(2)):
+                for name in ("data0to1", "data1to0"):
+                    assert isinstance(groups[name], ops._Staged) is staged
+                assert isinstance(groups["stamp0to1"], dist.ProcessGroupGloo)
+    assert len(made) == 4  # a group a direction, on each of two ranks
+
+
+class Nccl:
+    """Stands in for a process group that needs cards."""
+
+    def __init__(self, made: list) -> None:
+        self.made = made
+        self.Options = types.SimpleNamespace
+
+    def __call__(self, *args: object) -> object:
+        self.made.append(args)
+        return object()
 
 
 def test_op_on_a_link_that_is_not_connected_is_refused(monkeypatch):
@@ -102,7 +143,7 @@ def test_nodes_are_told_apart():
     assert all(sum(is_kind(n) for is_kind in kinds) <= 1 for n in nodes)
 
 
-def test_abandoned_transfers_leave_nothing_though_the_peer_lives():
+def test_abandoned_transfers_leave_nothing_though_the_peer_lives(links):
     def start(rank: int) -> int:
         if rank == 0:  # the first arrives; the others have no other end
             ops.recv([2], torch.float32, CPU, 1, 0, "data1to0")
@@ -112,17 +153,17 @@ def test_abandoned_transfers_leave_nothing_though_the_peer_lives():
             ops.wait(ops.send(torch.ones(2), 0, 0, "data1to0"))
         return ops.unwaited()
 
-    with pair({}) as ranks:
+    with pair({}, links) as ranks:
         assert ranks.on_both(start) == (3, 0)
         ranks.start(0, ops.abandon).result(5)
         assert ranks.start(0, ops.unwaited).result(5) == 0
 
 
-def test_abandoning_ends_the_peers_wait_too():
+def test_abandoning_ends_the_peers_wait_too(links):
     def wait_in_vain(rank: int) -> None:
         ops.wait(ops.recv([2], torch.float32, CPU, 0, 1, "data0to1"))
 
-    with pair({}) as ranks:
+    with pair({}, links) as ranks:
         waiting = ranks.start(1, wait_in_vain, 1)
         ranks.start(0, ops.abandon).result(60)
         with pytest.raises(RuntimeError):

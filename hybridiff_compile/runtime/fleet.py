@@ -178,11 +178,12 @@ def _last_words(code: int | None, log: Path) -> str:
     )
 
 
-def start(device: torch.device) -> Fleet:
+def start(device: torch.device, peer: torch.device) -> Fleet:
     """Start one worker as a process of its own and connect to it.
 
     Args:
-        device: of the worker (rank 1).
+        device: of this process (rank 0).
+        peer: device of the worker (rank 1).
 
     Raises:
         WorkerError: it did not come up.
@@ -194,7 +195,7 @@ def start(device: torch.device) -> Fleet:
         # -P: a module of the user's in the working directory must not stand in for a library's.
         *(sys.executable, "-P", "-m", "hybridiff_compile.worker"),
         *("--fd", str(theirs.fileno()), "--store", str(store_file)),
-        *("--rank", "1", "--size", "2", "--device", str(device)),
+        *("--rank", "1", "--size", "2", "--device", str(peer)),
     ]
     with log.open("wb") as out, theirs:
         process = subprocess.Popen(
@@ -210,7 +211,7 @@ def start(device: torch.device) -> Fleet:
     try:
         _hello(connection, process, log)
         store = dist.FileStore(str(store_file), 2)
-        groups = ops.connect(store, 0, 2, _driver_device(device), loopback=True)
+        groups = ops.connect(store, 0, 2, device, loopback=True)
     except RuntimeError as e:
         error = WorkerError(_last_words(_exit_code(process), log))
         _end(connection, process)
@@ -223,10 +224,6 @@ def start(device: torch.device) -> Fleet:
     fleet = Fleet(connection, groups, process, log)
     weakref.finalize(fleet, remove_folder, store_file)
     return fleet
-
-
-def _driver_device(worker: torch.device) -> torch.device:
-    return torch.device(worker.type, 0) if worker.type == "cuda" else worker
 
 
 def _environment() -> dict[str, str]:

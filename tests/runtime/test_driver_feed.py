@@ -22,7 +22,7 @@ from hybridiff_compile.worker import Worker
 from tests import toy
 from tests.loopback import Pair, pair
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 KEY = 3
 
 
@@ -58,11 +58,11 @@ class Recorder:
 class Served:
     """A driver in one thread, its worker in the other."""
 
-    def __init__(self, ranks: Pair, file: Path) -> None:
+    def __init__(self, ranks: Pair, file: Path, device: torch.device = CPU) -> None:
         ours, theirs = Pipe()
         self._ranks = ranks
         self.fleet = Recorder(cast(Connection, ours), ranks.groups[0])
-        self.driver = Driver(cast(Fleet, self.fleet), CPU)
+        self.driver = Driver(cast(Fleet, self.fleet), device)
         with torch.no_grad():
             self.working = ranks.start(
                 1, Worker(cast(Connection, theirs), CPU, ranks.groups[1]).serve
@@ -79,10 +79,14 @@ class Served:
         return self._ranks.start(0, self.driver.step, KEY, phase, step, values).result(60)
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    with pair({}) as ranks:
-        served = Served(ranks, tmp_path / "weights")
+# Inputs travel in the message, or, as between two ranks on one card, on a link that is staged.
+@pytest.fixture(params=[CPU, CUDA], ids=["message", "link"])
+def served(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Served]:
+    monkeypatch.setattr(ops, "_card", lambda device: "the only card")
+    with pair({}, request.param) as ranks:
+        served = Served(ranks, tmp_path / "weights", request.param)
         yield served
         served.fleet.close()
         served.working.result(60)

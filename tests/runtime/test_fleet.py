@@ -122,7 +122,7 @@ def test_modules_in_the_working_directory_do_not_stand_in_for_a_workers(
     for name in ("random", "torch", "argparse"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the user')")
     monkeypatch.chdir(tmp_path)
-    fleet.start(torch.device("cpu")).close()
+    fleet.start(torch.device("cpu"), torch.device("cpu")).close()
 
 
 def test_a_worker_that_fails_shows_its_last_lines(

@@ -23,9 +23,11 @@ def serial(request: pytest.FixtureRequest) -> Iterator[Pair]:
         yield ranks
 
 
-@pytest.fixture
-def paper() -> Iterator[Pair]:
-    with pair(build_programs(toy.captured().program, "paper")) as ranks:
+@pytest.fixture(params=["cpu", "cuda"])  # the latter's links as of two ranks on one card
+def paper(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    monkeypatch.setattr(ops, "_card", lambda device: "the only card")
+    programs = build_programs(toy.captured().program, "paper")
+    with pair(programs, torch.device(request.param)) as ranks:
         yield ranks
 
 
