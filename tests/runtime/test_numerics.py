@@ -38,6 +38,34 @@ def test_switch_that_this_torch_lacks_is_left_alone():
     numerics.apply({**numerics.current(), "mkldnn.no_such.switch": 1})
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_a_process_set_like_another_may_be_asked_by_the_older_names_too(precision):
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = False
+    theirs = numerics.current()
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    numerics.apply(theirs)
+    assert numerics.current() == theirs
+    assert torch.get_float32_matmul_precision() == precision
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_exact_keeps_the_bits_of_a_driver_with_another_attention():
+    def apart() -> torch.Tensor:
+        with hybridiff_compile.optimize(pipelines.shallow(), gpus=1) as model:
+            return pipelines.latents(model, "tiny-sd3", num_inference_steps=2)
+
+    before = apart()
+    torch.backends.cuda.enable_flash_sdp(False)
+    expected = apart()
+    with hybridiff_compile.optimize(pipelines.shallow()) as model:
+        result = pipelines.latents(model, "tiny-sd3", num_inference_steps=2)
+    assert torch.equal(result, expected)
+    assert not torch.equal(expected, before)
+
+
 def test_worker_is_told_at_the_start_and_of_every_change(monkeypatch):
     told = []
     send = messages.send
