@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -50,7 +51,8 @@ def warm(how: Lowering, device: torch.device) -> None:
     x = graph.placeholder("x")
     x.meta["val"] = torch.empty(64, device=device)
     graph.output(graph.call_function(torch.ops.aten.sin.default, (x,)))
-    _compile(flatten(fx.GraphModule(nn.Module(), graph)), how, device)
+    # Without a mode: CUDA graphs may only be used by the thread that first asked for them.
+    _compile(flatten(fx.GraphModule(nn.Module(), graph)), replace(how, compile_mode=None), device)
 
 
 def begin(
@@ -98,7 +100,8 @@ def begin(
 
     def finish() -> list[Variant]:
         compile_those(own=False)
-        return compose.compose(programs, made)
+        variants = compose.compose(programs, made)
+        return _stepwise(variants) if _has_cuda_graphs(how, device) else variants
 
     compile_those(own=True)
     return finish
@@ -111,6 +114,31 @@ def compilations() -> int:
         return 0
     inductor = counters["inductor"]
     return sum(inductor[f"fxgraph_cache_{how}"] for how in ("miss", "hit", "bypass"))
+
+
+def _has_cuda_graphs(how: Lowering, device: torch.device) -> bool:
+    if device.type != "cuda" or how.compile_mode is None:
+        return False
+    from hybridiff_compile.lower import inductor
+
+    return inductor.has_cuda_graphs(how.compile_mode)
+
+
+def _stepwise(variants: Sequence[Variant]) -> list[Variant]:
+    """Tell CUDA graphs at each step that the outputs of the last one may be written over.
+
+    torch.compile does so at each call of what it compiled; here nobody would, and every step would
+    be recorded anew. What outlives a step is a copy that the step program made.
+    """
+
+    def stepwise(call: Callable[..., Mapping[str, torch.Tensor]]) -> Callable[..., Any]:
+        def step(*args: torch.Tensor) -> Mapping[str, torch.Tensor]:
+            torch.compiler.cudagraph_mark_step_begin()
+            return call(*args)
+
+        return step
+
+    return [replace(v, call=stepwise(v.call)) for v in variants]
 
 
 def _compile(flat: Flat, how: Lowering, device: torch.device) -> Run:

@@ -47,6 +47,13 @@ def compile_flat(
         )
 
 
+def has_cuda_graphs(mode: CompileMode) -> bool:
+    """Whether a mode lets Inductor record what it compiles for a GPU as CUDA graphs."""
+    from torch import _inductor as inductor
+
+    return bool(inductor.list_mode_options(mode).get("triton.cudagraphs"))
+
+
 def _memory_format(name: str) -> torch.memory_format:
     return getattr(torch, name.removeprefix("torch."))
 

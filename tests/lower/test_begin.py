@@ -164,3 +164,32 @@ def test_linked_kernels_are_asked_for_where_links_are_inside(scope: Scope, monke
         program = chain(fx.GraphModule({"block0": layer(seed=0)}, graph))
     lower.begin([program], how, CPU)()
     assert asked == [((CPU, "max-autotune-no-cudagraphs"), scope == "whole")]
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "marks"),
+    [
+        ("reduce-overhead", "cuda", 1),
+        ("max-autotune-no-cudagraphs", "cuda", 0),
+        (None, "cuda", 0),
+        ("reduce-overhead", "cpu", 0),
+    ],
+)
+def test_cuda_graphs_are_told_of_each_step(mode, device, marks, compiled, monkeypatch):
+    marked = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marked.append(1))
+    how, x = Lowering("inductor", compile_mode=mode), torch.randn(2, 4)
+    program = chain(layer(seed=1))
+    (variant,) = lower.begin([program], how, torch.device(device))()
+    for step in (1, 2):
+        assert torch.equal(variant.call(x)["y"], program.module(x)["y"])
+        assert len(marked) == step * marks
+
+
+def test_warming_asks_for_no_cuda_graphs(monkeypatch):
+    modes = []
+    monkeypatch.setattr(
+        inductor, "compile_flat", lambda flat, device, mode, **_: modes.append(mode)
+    )
+    lower.warm(Lowering("inductor", compile_mode="reduce-overhead"), CPU)
+    assert modes == [None]
