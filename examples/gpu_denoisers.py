@@ -1,0 +1,170 @@
+"""Full-size denoisers with random weights, and clocks, for `gpu_check.py`; no downloads."""
+
+# diffusers exports its names lazily, which pyright does not see.
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from torch import nn
+
+from hybridiff_compile.capture.call import DenoiserCall
+
+#: The architecture of stabilityai/stable-diffusion-xl-base-1.0 (its unet/config.json).
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+#: The architecture of stabilityai/stable-diffusion-3-medium (its transformer/config.json).
+SD3_MEDIUM: dict[str, Any] = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+}
+NAMES = ("sdxl", "sd3-medium")
+
+#: What a rehearsal on a processor changes: the same shapes of graph, little work.
+_SMALL: dict[str, dict[str, Any]] = {
+    "sdxl": {
+        "sample_size": 16,
+        "block_out_channels": (32, 64, 64),
+        "attention_head_dim": (2, 4, 4),
+        "transformer_layers_per_block": (1, 1, 2),
+    },
+    "sd3-medium": {
+        "sample_size": 16,
+        "num_layers": 4,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 128,
+    },
+}
+
+
+def build(name: str, device: torch.device, dtype: torch.dtype, *, small: bool) -> nn.Module:
+    """One of NAMES with seeded random weights, made on the device."""
+    kind, shape = {
+        "sdxl": (UNet2DConditionModel, SDXL),
+        "sd3-medium": (SD3Transformer2DModel, SD3_MEDIUM),
+    }[name]
+    before = torch.get_default_dtype()
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return kind(**{**shape, **(_SMALL[name] if small else {})}).eval().to(device, dtype)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def call_of(
+    name: str, denoiser: Any, device: torch.device, dtype: torch.dtype
+) -> tuple[DenoiserCall, Callable[[], Any]]:
+    """The call `[uncond, cond]` that the pipeline makes at its native size, on random values.
+
+    Returns:
+        The call, and the denoiser's own answer to it in one batch.
+    """
+    size = denoiser.config.sample_size
+    generator = torch.Generator(device).manual_seed(1)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+    noisy = rand(1, denoiser.config.in_channels, size, size).repeat(2, 1, 1, 1)
+    if name == "sdxl":
+        ids = torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]], device=device, dtype=dtype)
+        added = {"text_embeds": rand(2, 1280), "time_ids": ids.repeat(2, 1)}
+        args: tuple[Any, ...] = (noisy, torch.tensor(500, device=device))
+        kwargs: dict[str, Any] = {"encoder_hidden_states": rand(2, 77, 2048)}
+        kwargs["added_cond_kwargs"] = added
+    else:
+        args, steps = (), torch.full((2,), 500.0, device=device)
+        text, pooled = rand(2, 77 + 256, 4096), rand(2, 2048)
+        kwargs = {"hidden_states": noisy, "timestep": steps}
+        kwargs.update(encoder_hidden_states=text, pooled_projections=pooled)
+    kwargs["return_dict"] = False
+    parameters = tuple(inspect.signature(denoiser.forward).parameters)
+    return DenoiserCall.of(parameters, args, kwargs), lambda: denoiser(*args, **kwargs)
+
+
+def compile_blocks(denoiser: nn.Module) -> None:
+    """Compile a denoiser's repeated blocks by torch.compile, as diffusers does for some."""
+    for module in denoiser.modules():
+        if type(module).__name__ in ("BasicTransformerBlock", "JointTransformerBlock"):
+            module.compile(fullgraph=True, dynamic=False)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_ms(run: Callable[[], Any], device: torch.device, rounds: int) -> float:
+    """Median milliseconds of a call after three warm-up calls.
+
+    On a GPU between events, without waiting in between: where launching kernels takes longer than
+    running them, this is the time of launching them, as in a pipeline.
+    """
+    for _ in range(3):
+        run()
+    synchronize(device)
+    if device.type != "cuda":
+        return median(_seconds(run) for _ in range(rounds)) * 1e3
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        run()
+        mark.record()
+    synchronize(device)
+    return median(a.elapsed_time(b) for a, b in pairwise(marks))
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def graphed_ms(run: Callable[[], Any], device: torch.device, rounds: int) -> float:
+    """As `median_ms`, replayed from a CUDA graph: what the kernels take without their launches."""
+    if device.type != "cuda":  # a rehearsal
+        return median_ms(run, device, rounds)
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return median_ms(graph.replay, device, rounds)
