@@ -19,6 +19,7 @@ from hybridiff_compile.config import (
     Backend,
     CompileMode,
     Config,
+    Estimator,
     Lowering,
     Mode,
     Scope,
@@ -48,6 +49,9 @@ def optimize(
     tau_cap: int | None = None,
     tau1: int | None = None,
     devices: Sequence[str | torch.device] | None = None,
+    m: int | None = None,
+    tolerance: float | str | None = None,
+    estimator: Estimator | None = None,
     dump: str | Path | None = None,
 ) -> Model:
     """Let several ranks make the pictures of a diffusers pipeline.
@@ -90,6 +94,9 @@ def optimize(
         k=k,
         tau_cap=tau_cap,
         tau1=tau1,
+        m=m,
+        tolerance=tolerance,
+        estimator=estimator,
         dump=check_folder(dump),
     )
     if backend == "aot":

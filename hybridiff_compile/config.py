@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from hybridiff_compile.errors import ConfigError
 
-Mode = Literal["exact", "paper"]
+Mode = Literal["exact", "paper", "hybrid", "guided", "forecast"]
+Estimator = Literal["hold", "linear", "sigma", "logsnr", "quadratic"]
 Backend = Literal["eager", "inductor", "tensorrt", "aot"]
 Scope = Literal["stage", "regional", "whole"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -56,6 +57,54 @@ TRANSFORMER_SWITCHING = SwitchSettings(L_slope=15, eps_slope=0.1e-3, k=5, tau_ca
 
 
 @dataclass(frozen=True, slots=True)
+class Pinned:
+    """Guided pipelining or forecasting pinned to some steps.
+
+    Attributes:
+        mode: "guided" or "forecast".
+        tau1, k: first of the steps, and how many they are.
+        m: in a group of m steps one is computed (or moves the pipeline), the others extrapolated.
+        estimator: how.
+    """
+
+    mode: Literal["guided", "forecast"]
+    tau1: int
+    k: int
+    m: int
+    estimator: Estimator
+
+
+@dataclass(frozen=True, slots=True)
+class Controlled:
+    """Forecasting where its error is seen to be small.
+
+    Attributes:
+        tolerance: largest weighted error of an extrapolated step.
+        m: a step is computed at least every m steps.
+        warm, tail: first and last steps, which are always computed.
+        steps: of the run.
+        estimator: how steps are extrapolated.
+    """
+
+    tolerance: float
+    m: int
+    warm: int
+    tail: int
+    steps: int
+    estimator: Estimator
+
+
+#: How a run chooses the phase of each step; None is always serial.
+Switching = SwitchSettings | Pinned | Controlled | None
+
+#: Named tolerances; README says what each was seen to give, in dB.
+TOLERANCES = {"fine": 0.005, "balanced": 0.02, "fast": 0.06}
+
+#: First and last steps of 50 that are always computed, and the pinned phases' defaults.
+_WARM, _TAIL, _TAU1, _K = 4, 4, 6, 40
+
+
+@dataclass(frozen=True, slots=True)
 class Lowering:
     """How a rank's programs are made to run.
 
@@ -95,19 +144,36 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}.")
 
 
+#: The modes that each switching setting is for.
+_MODES_OF = {
+    "L_slope": ("paper",),
+    "eps_slope": ("paper",),
+    "tau_cap": ("paper",),
+    "tau1": ("paper", "guided", "forecast"),
+    "k": ("paper", "guided", "forecast"),
+    "m": ("hybrid", "guided", "forecast"),
+    "tolerance": ("hybrid",),
+    "estimator": ("hybrid", "guided", "forecast"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """What `optimize` was asked for.
 
     Attributes:
         gpus: number of ranks, 1 or 2. One rank runs the branches one after the other.
-        mode: "exact" (condition-based partitioning at every step, Sec. 4.1) or "paper" (its three
-            stages, Sec. 4.2: guidance has no effect during the k pipelined steps).
+        mode: "exact" (condition-based partitioning at every step, Sec. 4.1), "paper" (its three
+            stages, Sec. 4.2: guidance has no effect during the k pipelined steps), "hybrid" (steps
+            are extrapolated where that is seen to do no harm), or one phase pinned by hand to the
+            steps tau1 .. tau1 + k - 1: "guided" (pipelined, with guidance) or "forecast".
         lowering: how a rank's programs are made to run.
         L_slope, eps_slope, k, tau_cap: switching of the paper's mode, as in `SwitchSettings`; None
             takes the paper's constant for the kind of denoiser, scaled to the run's steps. A value
             given here is used as it is, not scaled.
         tau1: forces the first pipelined step; the discrepancy is then not consulted.
+        m, estimator: as in `Pinned` and `Controlled`.
+        tolerance: as in `Controlled`, or one of TOLERANCES.
         dump: folder for the programs before and after each pass; None writes nothing.
     """
 
@@ -119,6 +185,9 @@ class Config:
     k: int | None = None
     tau_cap: int | None = None
     tau1: int | None = None
+    m: int | None = None
+    tolerance: float | str | None = None
+    estimator: Estimator | None = None
     dump: Path | None = None
 
     def __post_init__(self) -> None:
@@ -133,47 +202,84 @@ class Config:
                 f"backend={self.lowering.backend!r} compiles the programs of two ranks; pass "
                 "gpus=2, or compile the pipeline's denoiser yourself (torch.compile)."
             )
-        if self.mode == "paper" and self.gpus != 2:
-            raise ConfigError("mode='paper' pipelines two ranks; pass gpus=2, or mode='exact'.")
+        if self.mode in ("paper", "guided") and self.gpus != 2:
+            raise ConfigError(
+                f"mode={self.mode!r} pipelines two ranks; pass gpus=2, or another mode."
+            )
         self._check_switching()
 
     def _check_switching(self) -> None:
-        for name in ("L_slope", "k", "tau_cap", "tau1"):
+        for name, value in self.given().items():
+            if self.mode not in _MODES_OF[name]:
+                raise ConfigError(
+                    f"{name}={value!r} is for mode {' or '.join(_MODES_OF[name])}; drop it or "
+                    "change mode."
+                )
+        for name in ("L_slope", "k", "tau_cap", "tau1", "m"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name}={value!r} must be a whole number of steps, at least 1.")
-        if self.eps_slope is not None and (
-            type(self.eps_slope) not in (int, float) or not self.eps_slope > 0
-        ):
-            raise ConfigError(f"eps_slope={self.eps_slope!r} must be above 0, a number.")
-        given = self.given()
-        if given and self.mode != "paper":
-            raise ConfigError(
-                f"{', '.join(given)}: only mode='paper' switches; drop it or change mode."
-            )
+        if self.m == 1 and self.mode in ("hybrid", "forecast"):
+            raise ConfigError(f"m=1 extrapolates nothing in mode {self.mode!r}; pass 2 or more.")
+        if self.estimator is not None:
+            _check_choice("estimator", self.estimator, get_args(Estimator))
+        for name in ("eps_slope", "tolerance"):
+            _check_positive(name, getattr(self, name))
 
-    def given(self) -> dict[str, int | float]:
+    def given(self) -> dict[str, int | float | str]:
         """The switching settings that were given, by name."""
-        values = {f.name: getattr(self, f.name) for f in fields(SwitchSettings)}
+        values = {name: getattr(self, name) for name in _MODES_OF}
         return {name: value for name, value in values.items() if value is not None}
 
-    def switching(self, family: SwitchSettings, steps: int) -> SwitchSettings | None:
-        """Return the switching of a run of `steps` steps, or None when the mode never switches.
+    def switching(self, family: SwitchSettings, steps: int) -> Switching:
+        """Return how a run of `steps` steps switches, or None when the mode never does.
 
         Raises:
             ConfigError: the pipelined steps would not end within the run.
         """
-        if self.mode != "paper":
+        if self.mode == "exact":
             return None
-        base = family.scaled(steps)
-        given = self.given()
+        if self.mode == "hybrid":
+            return self._controlled(steps)
+        if self.mode == "paper":
+            return self._paper(family, steps)
+        scale = steps / PAPER_STEPS
+        tau1 = max(2, round(_TAU1 * scale)) if self.tau1 is None else self.tau1
+        k = max(1, round(_K * scale)) if self.k is None else self.k
+        _check_end("tau1", tau1, k, steps, [])
+        default = 1 if self.mode == "guided" else 2
+        return Pinned(self.mode, tau1, k, self.m or default, self.estimator or "linear")
+
+    def _controlled(self, steps: int) -> Controlled:
+        given = "balanced" if self.tolerance is None else self.tolerance
+        return Controlled(
+            tolerance=TOLERANCES[given] if isinstance(given, str) else given,
+            m=self.m or 4,
+            warm=max(3, round(_WARM * steps / PAPER_STEPS)),
+            tail=max(2, round(_TAIL * steps / PAPER_STEPS)),
+            steps=steps,
+            estimator=self.estimator or "linear",
+        )
+
+    def _paper(self, family: SwitchSettings, steps: int) -> SwitchSettings:
+        base, given = family.scaled(steps), self.given()
         chosen = replace(base, **given)  # pyright: ignore[reportArgumentType]
         name, start = ("tau_cap", chosen.tau_cap) if chosen.tau1 is None else ("tau1", chosen.tau1)
-        if start + chosen.k > steps:
-            scaled = [n for n in (name, "k") if n not in given]
-            whose = f" (of the paper, scaled to this run: {', '.join(scaled)})" if scaled else ""
-            raise ConfigError(
-                f"{name}={start} and k={chosen.k}{whose} end at step {start + chosen.k}, after the "
-                f"run's {steps} steps; set them lower, or use more steps or mode='exact'."
-            )
+        _check_end(name, start, chosen.k, steps, [n for n in (name, "k") if n not in given])
         return chosen
+
+
+def _check_positive(name: str, value: float | str | None) -> None:
+    if isinstance(value, str):
+        _check_choice(name, value, tuple(TOLERANCES))
+    elif value is not None and (type(value) not in (int, float) or not value > 0):
+        raise ConfigError(f"{name}={value!r} must be above 0, a number.")
+
+
+def _check_end(name: str, start: int, k: int, steps: int, scaled: Sequence[str]) -> None:
+    if start + k > steps:
+        whose = f" (of the paper, scaled to this run: {', '.join(scaled)})" if scaled else ""
+        raise ConfigError(
+            f"{name}={start} and k={k}{whose} end at step {start + k}, after the "
+            f"run's {steps} steps; set them lower, or use more steps or mode='exact'."
+        )

@@ -19,7 +19,6 @@ from hybridiff_compile.debug import Dump
 from hybridiff_compile.ir import BRANCHES, Phase, StepProgram
 from hybridiff_compile.passes import build_programs
 from hybridiff_compile.runtime.fleet import new_key
-from hybridiff_compile.runtime.switching import discrepancy
 
 #: Held while a denoiser is traced or compiled: neither torch.export nor Inductor may be at work in
 #: two threads of a process at once.
@@ -72,7 +71,7 @@ def capture_entry(
 
 def run_apart(
     name: str, call: DenoiserCall, forward: Callable[..., Any]
-) -> tuple[Any, torch.Tensor]:
+) -> tuple[torch.Tensor, pytree.TreeSpec]:
     """Run the branches of a call one after the other, by the denoiser itself.
 
     Args:
@@ -81,15 +80,14 @@ def run_apart(
         forward: the denoiser's own.
 
     Returns:
-        What the batched call would return, and the discrepancy of the branches.
+        Both branches' predictions, [2B, ...], and the tree around them that the pipeline expects.
     """
     outputs = []
     for branch in range(len(BRANCHES)):
         positional, keyword = call.branch(branch).arguments
         outputs.append(only_tensor(forward(*positional.values(), **keyword), name))
     (eps_u, spec), (eps_c, _) = outputs
-    prediction = pytree.tree_unflatten([torch.cat([eps_u, eps_c])], spec)
-    return prediction, discrepancy(eps_u, eps_c)
+    return torch.cat([eps_u, eps_c]), spec
 
 
 def not_packaged(call: DenoiserCall, known: Sequence[Signature]) -> str:

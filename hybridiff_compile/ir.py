@@ -16,10 +16,25 @@ class Phase(enum.IntEnum):
 
     SERIAL: rank b runs the whole denoiser on branch b (paper Sec. 4.1; exact).
     PIPELINED: rank n runs stage n only, on features of the previous step (paper Sec. 4.2).
+    GUIDED_U, GUIDED_C: rank 0 runs stage0 on that branch, rank 1 runs stage1 on the features, time
+        and embeddings of the step before: one branch's exact prediction, one step late.
+    FORECAST: no rank runs anything; the driver extrapolates both branches. It has no program.
     """
 
     SERIAL = 0
     PIPELINED = 1
+    GUIDED_U = 2
+    GUIDED_C = 3
+    FORECAST = 4
+
+    @property
+    def kind(self) -> str:
+        """What figures and reports count it as."""
+        return "pipelined" if self in GUIDED else self.name.lower()
+
+
+#: The guided phases, by the branch that rank 0 works on, in the order of `BRANCHES`.
+GUIDED = (Phase.GUIDED_U, Phase.GUIDED_C)
 
 
 class Level(enum.IntEnum):

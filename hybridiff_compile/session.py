@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
@@ -16,7 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from hybridiff_compile import lower
-from hybridiff_compile.capture.call import DenoiserCall, Signature
+from hybridiff_compile.capture.call import DenoiserCall, Signature, only_tensor
 from hybridiff_compile.capture.fingerprint import fingerprint
 from hybridiff_compile.config import Config, SwitchSettings
 from hybridiff_compile.debug import call_name
@@ -36,7 +35,6 @@ from hybridiff_compile.runtime.driver import Driver, one_thread
 from hybridiff_compile.runtime.fleet import Fleet, weights_file
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.runtime.run import Run
-from hybridiff_compile.runtime.switching import discrepancy
 
 logger = logging.getLogger(__name__)
 
@@ -162,10 +160,11 @@ class Session:
             if self._is_dry:
                 raise Prepared
             return forward(*args, **kwargs)
-        if not run.records:
-            run.settings = self.config.switching(self._family, self._num_steps())
+        if not run.done:
+            steps = self._num_steps()
+            run.begin(self.config.switching(self._family, steps), self._pipe, steps)
         if self.config.gpus == 1:
-            return self._denoise_apart(run, call, forward)
+            return self._denoise_alone(run, call, forward)
         entry = self._entry(call, forward, args, kwargs)
         if self._is_dry:
             raise Prepared
@@ -206,25 +205,32 @@ class Session:
         steps = getattr(self._pipe, "num_timesteps", None)
         return len(self._pipe.scheduler.timesteps) if steps is None else int(steps)
 
-    def _denoise_apart(self, run: Run, call: DenoiserCall, forward: Callable[..., Any]) -> Any:
-        """One device: the branches one after the other."""
-        start = time.perf_counter()
-        with one_thread(self.device):
-            prediction, measured = run_apart(type(self.denoiser).__name__, call, forward)
-        run.records.append((Phase.SERIAL, time.perf_counter() - start, measured))
-        return prediction
+    def _denoise_alone(self, run: Run, call: DenoiserCall, forward: Callable[..., Any]) -> Any:
+        """One device: the branches one after the other, or in one batch if that need not be."""
+        name, spec = type(self.denoiser).__name__, None
+
+        def compute(phase: Phase) -> torch.Tensor:
+            nonlocal spec
+            with one_thread(self.device):
+                if run.settings is None:
+                    prediction, spec = run_apart(name, call, forward)
+                else:
+                    positional, keyword = call.arguments
+                    prediction, spec = only_tensor(forward(*positional.values(), **keyword), name)
+            return prediction
+
+        prediction = run.step(run.last_key, compute)
+        run.spec = spec or run.spec
+        return pytree.tree_unflatten([prediction], run.spec)
 
     def _denoise_together(self, run: Run, call: DenoiserCall, entry: Entry) -> Any:
-        """Two ranks: decide the phase, run the step, note what it was like."""
-        start = time.perf_counter()
-        step = len(run.records)
-        phase = run.decide(step)
-        if run.last_key != entry.key:
-            phase = Phase.SERIAL  # another shape: there are no features of a previous step
-        prediction = self._connect().step(entry.key, phase, step, call.inputs(entry.shared))
-        seconds = time.perf_counter() - start
-        measured = discrepancy(*prediction.chunk(2)) if phase is Phase.SERIAL else None
-        run.records.append((phase, seconds, measured))
+        """Two ranks: each its part of the phase."""
+
+        def compute(phase: Phase) -> torch.Tensor:
+            inputs = call.inputs(entry.shared)
+            return self._connect().step(entry.key, phase, len(run.done), inputs)
+
+        prediction = run.step(entry.key, compute)
         run.last_key, run.ranks = entry.key, self.config.gpus
         return pytree.tree_unflatten([prediction], entry.spec)
 

@@ -33,7 +33,7 @@ class Worker:
         self._connection = connection
         self._device = device
         self._groups = groups
-        self._rank = Rank()
+        self._rank = Rank(device)
         self._weights: dict[str, torch.Tensor] = {}
         self._finish: lower.Finish = list
         self._warming: threading.Thread | None = None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hybridiff_compile.ir import Phase, StepProgram
+from hybridiff_compile.ir import BRANCHES, Phase, StepProgram
 
 if __name__ != "hybridiff_compile.passes":
     raise ImportError("import hybridiff_compile.passes; `import passes` loads every class twice")
 
+from hybridiff_compile.passes.alternate_branches import AlternateBranches
 from hybridiff_compile.passes.base import Observer, Pass, run_passes
 from hybridiff_compile.passes.cut_stages import CutStages
 from hybridiff_compile.passes.guard_phase import GuardPhase
@@ -17,6 +18,7 @@ from hybridiff_compile.passes.skew_stages import SkewStages
 from hybridiff_compile.passes.split_cfg import SplitCfg
 
 __all__ = [
+    "AlternateBranches",
     "CutStages",
     "GuardPhase",
     "LinkRanks",
@@ -36,16 +38,21 @@ def build_programs(
 
     Args:
         captured: the step as captured, one graph.
-        mode: "exact" (serial only) or "paper" (both phases, composed of the same two stages).
+        mode: "paper" (serial and pipelined) or "guided" (serial, and guided on either branch), all
+            composed of the same two stages; any other one is serial only.
         observers: see every pass.
         staged: cut the denoiser even where no phase needs it, so that ranks compile a half each.
     """
     link = (LinkRanks(), GuardPhase())
-    if mode == "exact":
-        cut = (CutStages(keep_cut=False),) if staged else ()
-        return {Phase.SERIAL: run_passes(captured, (SplitCfg(), *cut, *link), observers)}
-    cut = run_passes(captured, (SplitCfg(), CutStages()), observers)
-    return {
-        Phase.SERIAL: run_passes(cut, link, observers),
-        Phase.PIPELINED: run_passes(cut, (SkewStages(), *link), observers),
-    }
+    if mode == "paper":
+        cut = run_passes(captured, (SplitCfg(), CutStages()), observers)
+        return {
+            Phase.SERIAL: run_passes(cut, link, observers),
+            Phase.PIPELINED: run_passes(cut, (SkewStages(), *link), observers),
+        }
+    branches = BRANCHES if mode == "guided" else ()
+    cut = (CutStages(keep_cut=False),) if staged or branches else ()
+    split = run_passes(captured, (SplitCfg(), *cut), observers)
+    phases = ((), *((AlternateBranches(branch),) for branch in branches))
+    programs = [run_passes(split, (*phase, *link), observers) for phase in phases]
+    return {program.phase: program for program in programs}

@@ -42,7 +42,7 @@ class Driver:
         self.fleet = fleet
         self._device = device
         self._sent_before = ops.sent_bytes()
-        self._rank = Rank()
+        self._rank = Rank(device)
         self._peer: dict[tuple[int, Phase], RankProgram] = {}
         self._sent: dict[int, dict[str, _Sent]] = {}
         self._last_phase: dict[int, Phase] = {}
@@ -121,12 +121,12 @@ class Driver:
 
         Args:
             key: the captured signature.
-            phase: of this step; PIPELINED needs a step of the same key before it.
+            phase: of this step, one with a program; PIPELINED needs a step of the same key before.
             step: counted from 0.
             values: the program's inputs by name, on the driver's device.
 
         Returns:
-            The prediction of both branches, [2B, ...].
+            The prediction of both branches, [2B, ...]; guided, the late one of one, [B, ...].
 
         Raises:
             WorkerError: the worker died or failed during the step.
@@ -149,7 +149,7 @@ class Driver:
     ) -> torch.Tensor:
         peer = self._peer[key, phase]
         fed = self._changed(key, values, peer.contract.inputs)
-        if phase != self._last_phase.get(key, Phase.SERIAL):
+        if phase is Phase.PIPELINED is not self._last_phase.get(key):
             # The cut of the last serial step fills the pipeline, so filling costs no compute.
             fed.update(self._rank.kept(key, peer.contract.state))
         self._last_phase[key] = phase
@@ -161,7 +161,8 @@ class Driver:
             returned = self._rank.step(key, phase, step, mine)
             if token is not None:
                 ops.wait(token)
-        return returned["prediction"]
+        (result,) = self._rank.variant(key, phase).contract.results
+        return returned[result]
 
     def _announce(
         self, message: messages.Step, peer: RankProgram, fed: Mapping[str, torch.Tensor]

@@ -13,16 +13,26 @@ class Rank:
     """Runs one step at a time, in the driver and in the workers alike.
 
     A captured call signature has a key; inputs and state of different keys are kept apart.
+
+    Args:
+        device: where it computes; None is the CPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device
         self._variants: dict[tuple[int, Phase], Variant] = {}
         self._values: dict[int, dict[str, torch.Tensor]] = {}
 
     def load(self, key: int, variants: Iterable[Variant]) -> None:
         """Take the variants of a captured signature."""
-        self._values[key] = {}
-        self._variants.update({(key, v.phase): v for v in variants})
+        loaded = {(key, v.phase): v for v in variants}
+        self._variants.update(loaded)
+        # A guided pipeline starts to fill with no features yet: what it makes of zeros is not used.
+        self._values[key] = {
+            name: torch.zeros_like(variant.specs[name], device=self._device or "cpu")
+            for variant in loaded.values()
+            for name in variant.contract.state
+        }
 
     def unload(self, *keys: int) -> None:
         """Drop signatures' variants and values."""

@@ -15,14 +15,22 @@ class StepRecord:
     Attributes:
         index: counted from 0 in the order of execution.
         phase: the phase it ran in.
+        counted: "serial", "pipelined" or "forecast": the phase that it lies in. A step that was
+            computed among extrapolated ones lies in the forecast phase.
+        reason: why this phase.
         seconds: on the driver's clock; on a GPU it is the time to launch the step, not to run it.
-        discrepancy: M_i of Eq. (1); None while pipelined, where the branches are one value.
+        discrepancy: M_i of Eq. (1); None where the branches were not both computed.
+        error: weighted error that an estimate was seen to make: of this step where it was computed,
+            of the step before where it is pipelined with guidance. None where none was measured.
     """
 
     index: int
     phase: Phase
+    counted: str
+    reason: str
     seconds: float
     discrepancy: float | None
+    error: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +38,11 @@ class RunReport:
     """One picture (or one call's pictures).
 
     Attributes:
-        mode: "exact" or "paper".
+        mode: as in `optimize`.
         ranks: ranks that took part; 1 when the pipeline did not guide.
         steps: one record a guided denoising step.
-        tau1, tau2: first pipelined and first serial step after it; None if it never pipelined.
+        tau1, tau2: first step that is not counted as serial, and the first serial one after all of
+            those; None if all are serial.
         bytes_sent: by all ranks, tensors and control messages, over the whole run; 0 if a worker
             ended after the last step, before it said how many.
         worker_rss_mb: resident memory of each worker at the end of the run, MB; () likewise.
@@ -49,6 +58,6 @@ class RunReport:
 
     @property
     def steps_by_phase(self) -> dict[str, int]:
-        """Number of steps in each phase, by its lower-case name."""
-        counts = Counter(s.phase for s in self.steps)
-        return {phase.name.lower(): counts[phase] for phase in Phase}
+        """Number of steps that lie in each phase: "serial", "pipelined", "forecast"."""
+        counts = Counter(s.counted for s in self.steps)
+        return {kind: counts[kind] for kind in ("serial", "pipelined", "forecast")}

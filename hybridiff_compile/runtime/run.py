@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from hybridiff_compile.config import SwitchSettings
-from hybridiff_compile.ir import Phase
+from hybridiff_compile.config import Controlled, Pinned, Switching
+from hybridiff_compile.ir import GUIDED, Phase
+from hybridiff_compile.runtime.estimate import Reading, axis
+from hybridiff_compile.runtime.forecast import Forecast
 from hybridiff_compile.runtime.report import RunReport, StepRecord
-from hybridiff_compile.runtime.switching import find_tau1, phase_of
+from hybridiff_compile.runtime.switching import (
+    controlled_phase,
+    counted,
+    discrepancy,
+    find_tau1,
+    phase_of,
+    pinned_phase,
+)
+
+
+@dataclass
+class Done:
+    """A step that was run.
+
+    Attributes:
+        phase: that it ran in, and why.
+        seconds: on the driver's clock.
+        discrepancy: M_i of Eq. (1), still on its device; None if it was not computed serially.
+        error: weighted error that was measured in it.
+    """
+
+    phase: Phase
+    reason: str
+    seconds: float
+    discrepancy: torch.Tensor | None = None
+    error: Reading | None = None
 
 
 @dataclass
@@ -18,32 +47,105 @@ class Run:
     """The bookkeeping of one call.
 
     Attributes:
-        settings: when to pipeline; None never does.
+        settings: how its phases are chosen; None is always serial.
+        forecast: what is extrapolated; None in a mode that extrapolates nothing.
         guided: whether calls of a signature carry both branches, as looked at once.
-        records: (phase, seconds, discrepancy or None) of each guided step.
-        tau1: first pipelined step, once it is known.
+        done: the guided steps so far.
+        tau1: first pipelined step of the paper's mode, once it is known.
         last_key: of the captured signature of the last step.
+        spec: the tree around a prediction, where one device makes them.
         ranks: that took part.
+        declined: why nothing is pipelined though it was asked for; "" if it is.
     """
 
-    settings: SwitchSettings | None = None
+    settings: Switching = None
+    forecast: Forecast | None = None
     guided: dict[Any, bool] = field(default_factory=dict)
-    records: list[tuple[Phase, float, torch.Tensor | None]] = field(default_factory=list)
+    done: list[Done] = field(default_factory=list)
     tau1: int | None = None
     last_key: int | None = None
+    spec: Any = None
     ranks: int = 1
+    declined: str = ""
 
-    def decide(self, step: int) -> Phase:
-        """The phase of a step, from the discrepancies of the steps before it."""
-        settings = self.settings
+    def begin(self, settings: Switching, pipe: Any, steps: int) -> None:
+        """Before the first guided step: how this run of `steps` steps of a pipeline will switch."""
+        self.settings = settings
+        if isinstance(settings, Pinned | Controlled):
+            along = axis(pipe.scheduler, steps, settings.estimator)
+            guidance = float(getattr(pipe, "guidance_scale", 1.0))
+            self.forecast = Forecast(settings.estimator, along, guidance)
+
+    def step(self, key: int | None, compute: Callable[[Phase], torch.Tensor]) -> torch.Tensor:
+        """Decide the next step's phase, run it, and note what it was like.
+
+        Args:
+            key: of the step's captured signature.
+            compute: runs a phase that has a program; see `complete`.
+
+        Returns:
+            The prediction of both branches, [2B, ...].
+        """
+        start = time.perf_counter()
+        phase, reason = self.decide(key)
+        returned = None if phase is Phase.FORECAST else compute(phase)
+        prediction, measured, error = self.complete(phase, returned)
+        self.done.append(Done(phase, reason, time.perf_counter() - start, measured, error))
+        return prediction
+
+    def decide(self, key: int | None) -> tuple[Phase, str]:
+        """The phase of the next step, and why.
+
+        Args:
+            key: of the step's captured signature.
+        """
+        step, settings = len(self.done), self.settings
+        if self.last_key != key or not self.done:
+            return Phase.SERIAL, "the first step of its shape"
         if settings is None:
-            return Phase.SERIAL
+            return Phase.SERIAL, "this mode is always serial"
+        if isinstance(settings, Pinned):
+            phase = pinned_phase(step, settings)
+            if phase in GUIDED and self.declined:
+                return Phase.SERIAL, self.declined
+            return phase, f"pinned: {settings.mode}, tau1={settings.tau1}, k={settings.k}"
+        if isinstance(settings, Controlled):
+            assert self.forecast is not None
+            computed = [i for i, done in enumerate(self.done) if done.phase is Phase.SERIAL]
+            return controlled_phase(step, computed, self.forecast.predicted(step), settings)
         # Reading a discrepancy waits for the device; it is read only while tau1 is searched.
         if self.tau1 is None and (settings.tau1 is not None or step > settings.L_slope):
-            self.tau1 = find_tau1([float(m) for _, _, m in self.records if m is not None], settings)
+            seen = [float(d.discrepancy) for d in self.done if d.discrepancy is not None]
+            self.tau1 = find_tau1(seen, settings)
         elif self.tau1 is None and step >= settings.tau_cap:
             self.tau1 = settings.tau_cap
-        return phase_of(step, self.tau1, settings)
+        return phase_of(step, self.tau1, settings), f"tau1={self.tau1}, k={settings.k}"
+
+    def complete(
+        self, phase: Phase, returned: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Reading | None]:
+        """Make a step's prediction of what its phase returned.
+
+        Args:
+            phase: of the step.
+            returned: both branches, [2B, ...]; guided, the late prediction of one, [B, ...];
+                None if nothing was run.
+
+        Returns:
+            The prediction of both branches, [2B, ...]; the discrepancy; the measured error.
+        """
+        step, forecast = len(self.done), self.forecast
+        if returned is None:
+            assert forecast is not None
+            return forecast.estimate(step), None, None
+        if phase in GUIDED:
+            assert forecast is not None
+            error = forecast.arrived(step, phase, returned)
+            return forecast.estimate(step), None, error
+        if phase is not Phase.SERIAL:
+            return returned, None, None
+        error = forecast.computed(step, returned) if forecast else None
+        return returned, discrepancy(*returned.chunk(2)), error
 
     def report(
         self, mode: str, after: tuple[int, float] | None, before: tuple[int, float]
@@ -51,20 +153,29 @@ class Run:
         """What the call did.
 
         Args:
-            mode: "exact" or "paper".
+            mode: as in `optimize`.
             after, before: (bytes sent by all ranks, worker MB); None if it is not known.
         """
+        kinds = counted([done.phase for done in self.done])
         steps = tuple(
-            StepRecord(i, phase, seconds, None if m is None else float(m))
-            for i, (phase, seconds, m) in enumerate(self.records)
+            StepRecord(
+                index=i,
+                phase=d.phase,
+                counted=kind,
+                reason=d.reason,
+                seconds=d.seconds,
+                discrepancy=None if d.discrepancy is None else float(d.discrepancy),
+                error=None if d.error is None else float(d.error),
+            )
+            for i, (d, kind) in enumerate(zip(self.done, kinds, strict=True))
         )
-        pipelined = [s.index for s in steps if s.phase is Phase.PIPELINED]
+        within = [s.index for s in steps if s.counted != Phase.SERIAL.kind]
         return RunReport(
             mode=mode,
             ranks=self.ranks,
             steps=steps,
-            tau1=pipelined[0] if pipelined else None,
-            tau2=pipelined[-1] + 1 if pipelined else None,
+            tau1=within[0] if within else None,
+            tau2=within[-1] + 1 if within else None,
             bytes_sent=after[0] - before[0] if after else 0,
             worker_rss_mb=(after[1],) if after and self.ranks > 1 else (),
         )

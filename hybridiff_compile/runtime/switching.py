@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hybridiff_compile.config import SwitchSettings
+from hybridiff_compile.config import Controlled, Pinned, SwitchSettings
 from hybridiff_compile.ir import Phase
 
 
@@ -56,3 +56,57 @@ def phase_of(step: int, tau1: int | None, settings: SwitchSettings | None) -> Ph
     if settings is None or tau1 is None or not tau1 <= step < tau1 + settings.k:
         return Phase.SERIAL
     return Phase.PIPELINED
+
+
+def pinned_phase(step: int, settings: Pinned) -> Phase:
+    """The phase of a step when guided pipelining or forecasting was pinned to tau1 .. tau1 + k.
+
+    Guided, every m-th step moves the pipeline on, by one branch in turn; forecasting, every m-th
+    step is computed. The others are extrapolated.
+    """
+    i = step - settings.tau1
+    if not 0 <= i < settings.k:
+        return Phase.SERIAL
+    if settings.mode == "forecast":
+        return Phase.SERIAL if i % settings.m == settings.m - 1 else Phase.FORECAST
+    if i % settings.m:
+        return Phase.FORECAST
+    return Phase.GUIDED_U if i // settings.m % 2 else Phase.GUIDED_C
+
+
+def controlled_phase(
+    step: int, computed: Sequence[int], predicted: float | None, settings: Controlled
+) -> tuple[Phase, str]:
+    """Extrapolate a step, or compute it, by the error that the extrapolation would make.
+
+    Args:
+        step: counted from 0.
+        computed: the steps computed so far.
+        predicted: weighted error that extrapolating this step would make; None if nothing tells.
+        settings: of the run.
+
+    Returns:
+        The phase, and why.
+    """
+    if step >= settings.steps - settings.tail:
+        return Phase.SERIAL, f"the last {settings.tail} steps are computed"
+    if step < settings.warm or predicted is None:
+        return Phase.SERIAL, "warm-up"
+    since = step - computed[-1]
+    if since >= settings.m:
+        return Phase.SERIAL, f"computed after {since - 1} extrapolated steps (m = {settings.m})"
+    what = f"an extrapolation would be off by {predicted:.4f}, tolerance {settings.tolerance:g}"
+    return Phase.FORECAST if predicted <= settings.tolerance else Phase.SERIAL, what
+
+
+def counted(phases: Sequence[Phase]) -> list[str]:
+    """What each step counts as: the phase that it lies in, computed or extrapolated.
+
+    A step that was computed between two extrapolated ones lies in the forecast phase.
+    """
+    kinds = [phase.kind for phase in phases]
+    around = zip([Phase.SERIAL, *phases], phases, [*phases[1:], Phase.SERIAL], strict=False)
+    for i, (before, own, after) in enumerate(around):
+        if own is Phase.SERIAL and before is after is Phase.FORECAST:
+            kinds[i] = Phase.FORECAST.kind
+    return kinds
