@@ -4,10 +4,13 @@ from typing import Any
 import pytest
 
 from hybridiff_compile.config import (
+    TOLERANCES,
     TRANSFORMER_SWITCHING,
     UNET_SWITCHING,
     Config,
+    Controlled,
     Lowering,
+    Pinned,
     SwitchSettings,
 )
 from hybridiff_compile.errors import ConfigError, HybridiffError
@@ -30,7 +33,7 @@ def paper(**settings: Any) -> Config:
 )
 def test_the_papers_constants_scale_with_the_steps(family, steps, expected):
     s = paper().switching(family, steps)
-    assert s is not None
+    assert isinstance(s, SwitchSettings)
     assert (s.L_slope, s.k, s.tau_cap, s.tau1) == (*(expected[i] for i in (0, 2, 3)), None)
     assert s.eps_slope == pytest.approx(expected[1])
 
@@ -47,7 +50,7 @@ def test_given_values_are_used_as_they_are():
 
 def test_forced_tau1_replaces_the_cap_in_the_check():
     settings = paper(tau1=17, k=3, tau_cap=400).switching(UNET_SWITCHING, 20)
-    assert settings is not None
+    assert isinstance(settings, SwitchSettings)
     assert settings.tau1 == 17
 
 
@@ -93,15 +96,23 @@ def test_a_backend_that_optimize_refuses_is_not_offered():
         ({"gpus": True}, "gpus=True: .* pass 1 or 2"),
         ({"gpus": "2"}, "gpus='2': .* pass 1 or 2"),
         ({"mode": "fast"}, "mode='fast' is unknown; choose one of exact, paper"),
-        ({"mode": "paper", "gpus": 1}, "mode='paper' pipelines two ranks; pass gpus=2, or mode="),
+        ({"mode": "paper", "gpus": 1}, "mode='paper' pipelines two ranks; pass gpus=2, or ano"),
         ({"mode": "paper", "k": 0}, "k=0 must be a whole number of steps, at least 1"),
         ({"mode": "paper", "L_slope": -1}, "L_slope=-1 must be a whole number"),
         ({"mode": "paper", "tau_cap": 2.5}, "tau_cap=2.5 must be a whole number"),
         ({"mode": "paper", "tau1": "6"}, "tau1='6' must be a whole number"),
         ({"mode": "paper", "eps_slope": 0.0}, "eps_slope=0.0 must be above 0"),
         ({"mode": "paper", "eps_slope": float("nan")}, "eps_slope=nan must be above 0"),
-        ({"k": 5}, "k: only mode='paper' switches; drop it or change mode"),
-        ({"eps_slope": 0.1, "tau1": 4}, "eps_slope, tau1: only mode='paper' switches"),
+        ({"k": 5}, "k=5 is for mode paper or guided or forecast; drop it or change mode"),
+        ({"eps_slope": 0.1, "mode": "guided"}, "eps_slope=0.1 is for mode paper; drop it"),
+        ({"mode": "paper", "m": 2}, "m=2 is for mode hybrid or guided or forecast"),
+        ({"mode": "forecast", "tolerance": 0.1}, "tolerance=0.1 is for mode hybrid; drop it"),
+        ({"mode": "hybrid", "tolerance": "exact"}, "tolerance='exact' is unknown; choose one of f"),
+        ({"mode": "hybrid", "tolerance": 0}, "tolerance=0 must be above 0"),
+        ({"mode": "hybrid", "tolerance": float("nan")}, "tolerance=nan must be above 0"),
+        ({"mode": "hybrid", "estimator": "cubic"}, "estimator='cubic' is unknown; choose one of h"),
+        ({"mode": "hybrid", "m": 1}, "m=1 extrapolates nothing in mode 'hybrid'; pass 2 or more"),
+        ({"mode": "guided", "gpus": 1}, "mode='guided' pipelines two ranks; pass gpus=2"),
     ],
 )
 def test_bad_setting_is_refused_with_its_value_and_what_to_do(settings, message):
@@ -114,3 +125,29 @@ def test_bad_setting_is_refused_with_its_value_and_what_to_do(settings, message)
 def test_settings_are_frozen():
     with pytest.raises(FrozenInstanceError):
         Config().gpus = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_pinned_phases_scale_with_the_steps_unless_given():
+    def pinned(steps: int, **given: Any) -> Pinned:
+        settings = Config(**{"mode": "forecast", **given}).switching(UNET_SWITCHING, steps)
+        assert isinstance(settings, Pinned)
+        return settings
+
+    assert pinned(50) == Pinned("forecast", tau1=6, k=40, m=2, estimator="linear")
+    assert pinned(20) == Pinned("forecast", tau1=2, k=16, m=2, estimator="linear")
+    assert pinned(20, mode="guided", tau1=5, k=7).m == 1
+    assert (pinned(20, tau1=5, k=7).tau1, pinned(20, tau1=5, k=7).k) == (5, 7)
+    with pytest.raises(ConfigError, match="tau1=15 and k=16 end at step 31"):
+        pinned(20, tau1=15)
+
+
+def test_hybrid_takes_a_tolerance_by_name_or_number():
+    def controlled(steps: int = 50, **given: Any) -> Controlled:
+        settings = Config(mode="hybrid", **given).switching(UNET_SWITCHING, steps)
+        assert isinstance(settings, Controlled)
+        return settings
+
+    assert controlled(tolerance="fine").tolerance < controlled().tolerance
+    assert controlled().tolerance == TOLERANCES["balanced"]
+    assert controlled(tolerance=0.3).tolerance == 0.3
+    assert (controlled(20).warm, controlled(20).tail, controlled(20).steps) == (3, 2, 20)

@@ -10,7 +10,7 @@ from hybridiff_compile import lower
 from hybridiff_compile.bench import compile_row, ranks
 from hybridiff_compile.bench.compile_row import Job, Timed, measure, schedule, step_ms_by_phase
 from hybridiff_compile.bench.figures import Row
-from hybridiff_compile.config import UNET_SWITCHING, Config
+from hybridiff_compile.config import UNET_SWITCHING, Config, SwitchSettings
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.runtime.report import RunReport, StepRecord
 
@@ -19,7 +19,7 @@ from hybridiff_compile.runtime.report import RunReport, StepRecord
 def test_the_papers_schedule_swaps_phases_twice_in_a_run(steps):
     config = Config(mode="paper", **schedule(steps))  # pyright: ignore[reportArgumentType]
     switching = config.switching(UNET_SWITCHING, steps)
-    assert switching is not None
+    assert isinstance(switching, SwitchSettings)
     assert switching.tau1 is not None
     assert min(switching.tau1, switching.k, steps - switching.tau1 - switching.k) >= 2
 
@@ -45,7 +45,10 @@ def test_a_timed_forward_notes_every_call_and_what_it_compiled(monkeypatch):
 def test_steps_are_medians_of_each_phase_over_all_pictures():
     def report(*milliseconds):
         phases = (Phase.SERIAL, Phase.PIPELINED)
-        steps = (StepRecord(i, phases[i % 2], m / 1000, None) for i, m in enumerate(milliseconds))
+        steps = (
+            StepRecord(i, phases[i % 2], phases[i % 2].kind, "", m / 1000, None, None)
+            for i, m in enumerate(milliseconds)
+        )
         return RunReport("paper", 2, tuple(steps), 1, 2, 0, (1.0,))
 
     found = step_ms_by_phase([report(10, 4, 12, 5), report(100, 6)])

@@ -38,7 +38,11 @@ class FakePipe:
             seconds = PIPELINED_SECONDS if pipelined else SERIAL_SECONDS
             time.sleep(seconds)
             callback_on_step_end(self, i, 0, {"latents": latents})
-            steps.append(StepRecord(i, phase, seconds, None if pipelined else 1.0 / (i + 1)))
+            steps.append(
+                StepRecord(
+                    i, phase, phase.kind, "", seconds, None if pipelined else 1.0 / (i + 1), None
+                )
+            )
         tau2 = None if self.tau1 is None else self.tau1 + 2
         self.report = RunReport("fake", 2, tuple(steps), self.tau1, tau2, 1000, (1.0,))
         level = float(latents[0, 0, 0, 0])

@@ -32,6 +32,12 @@ def paper(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.fixture
+def guided() -> Iterator[Pair]:
+    with pair(build_programs(toy.captured().program, "guided")) as ranks:
+        yield ranks
+
+
+@pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
     """Links that a refused step leaves open are not registered, or torch complains at exit."""
     register, dropped = ops._register_work, []
@@ -59,6 +65,27 @@ def test_serial_step_has_the_bits_of_the_two_branches_one_after_the_other(serial
         returned, peer = serial.step(SERIAL, (seed, seed), inputs(seed))
         assert torch.equal(returned["prediction"], branches_apart(seed))
         assert "prediction" not in peer
+
+
+def test_guided_steps_give_each_branch_exactly_one_step_late(guided):
+    guided.step(SERIAL, (0, 0), inputs(1))
+    late = []
+    for i, branch in enumerate("cucuc", 1):
+        phase = Phase.GUIDED_U if branch == "u" else Phase.GUIDED_C
+        returned, peer = guided.step((phase, phase), (i, i), inputs(i + 1))
+        assert "late" not in peer
+        late.append(returned["late"])
+    for i, branch in enumerate("cucu", 1):
+        expected = branches_apart(i + 1).chunk(2)["uc".index(branch)]
+        assert torch.equal(late[i], expected)
+    assert not torch.equal(late[0], branches_apart(2)[1:])  # nothing had been sent before
+
+
+def test_ranks_on_different_branches_are_refused(guided, forgetful):
+    guided.step(SERIAL, (0, 0), inputs(1))
+    first, second = guided.step((Phase.GUIDED_U, Phase.GUIDED_C), (1, 1), inputs(2))
+    assert isinstance(first, PhaseMismatchError)
+    assert isinstance(second, PhaseMismatchError)
 
 
 def test_pipelined_step_is_stage1_of_the_previous_cut_with_the_embeddings_of_branch_c(paper):
@@ -152,7 +179,7 @@ def test_sent_bytes_of_a_step_are_its_prediction_and_two_stamps(serial):
 
 def test_values_of_two_keys_are_kept_apart_and_unload_forgets_them(paper):
     first, rank = paper.ranks[0], Rank()
-    variants = [first.variant(0, p) for p in Phase]
+    variants = [first.variant(0, p) for p in (Phase.SERIAL, Phase.PIPELINED)]
     rank.load(7, variants)
     rank._values[7]["sample"] = torch.ones(1)
     rank.load(8, variants)

@@ -1,9 +1,19 @@
+import re
+
 import pytest
 import torch
 
-from hybridiff_compile.config import SwitchSettings
+from hybridiff_compile.config import Controlled, Pinned, SwitchSettings
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.runtime.switching import discrepancy, find_tau1, phase_of, slope
+from hybridiff_compile.runtime.switching import (
+    controlled_phase,
+    counted,
+    discrepancy,
+    find_tau1,
+    phase_of,
+    pinned_phase,
+    slope,
+)
 
 # U-shaped; with L = 2: G_2 .. G_7 = 0.19, 0.15, 0.09, 0.04, -0.005, -0.04
 CURVE = [1.0, 0.8, 0.62, 0.5, 0.44, 0.42, 0.45, 0.5]
@@ -93,3 +103,52 @@ def test_pipelined_steps_are_tau1_to_tau2_less_one():
 def test_serial_without_switching_or_decision():
     assert phase_of(5, 4, None) is Phase.SERIAL
     assert phase_of(5, None, settings()) is Phase.SERIAL
+
+
+def letters(phases: list[Phase]) -> str:
+    return "".join("SPUCF"[phase] for phase in phases)
+
+
+@pytest.mark.parametrize(
+    ("mode", "m", "expected"),
+    [
+        ("guided", 1, "SSCUCUCUSS"),
+        ("guided", 2, "SSCFUFCFSS"),
+        ("forecast", 2, "SSFSFSFSSS"),
+        ("forecast", 3, "SSFFSFFSSS"),
+        ("forecast", 4, "SSFFFSFFSS"),
+    ],
+)
+def test_pinned_phases(mode, m, expected):
+    pinned = Pinned(mode, tau1=2, k=6, m=m, estimator="linear")
+    assert letters([pinned_phase(i, pinned) for i in range(10)]) == expected
+
+
+CONTROLLED = Controlled(tolerance=0.1, m=3, warm=4, tail=2, steps=20, estimator="linear")
+
+
+@pytest.mark.parametrize(
+    ("step", "computed", "predicted", "phase", "why"),
+    [
+        (3, [0, 1, 2], 0.0, Phase.SERIAL, "warm-up"),
+        (4, [0, 1, 2, 3], None, Phase.SERIAL, "warm-up"),
+        (4, [2, 3], 0.1, Phase.FORECAST, "off by 0.1000, tolerance 0.1"),
+        (4, [2, 3], 0.11, Phase.SERIAL, "off by 0.1100, tolerance 0.1"),
+        (6, [3, 4], 0.0, Phase.FORECAST, "off by 0.0000"),
+        (7, [3, 4], 0.0, Phase.SERIAL, r"computed after 2 extrapolated steps \(m = 3\)"),
+        (17, [15, 16], 0.0, Phase.FORECAST, "off by"),
+        (18, [15, 16], 0.0, Phase.SERIAL, "the last 2 steps"),
+    ],
+)
+def test_step_is_extrapolated_while_its_error_stays_within_the_tolerance(
+    step, computed, predicted, phase, why
+):
+    chosen, reason = controlled_phase(step, computed, predicted, CONTROLLED)
+    assert chosen is phase
+    assert re.search(why, reason)
+
+
+def test_step_computed_between_extrapolated_ones_counts_with_them():
+    phases = [Phase("SPUCF".index(letter)) for letter in "SSFFSFSSFCUPS"]
+    kinds = "".join(kind[0] for kind in counted(phases))
+    assert kinds == "ssffffssfppps"

@@ -1,0 +1,105 @@
+"""Guided pipelining and forecasting, end to end, against re-computations on one device."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import hybridiff_compile
+from tests import pipelines
+from tests.reference_guided import Extrapolated
+
+PINNED = [
+    ("guided", 3, 7, 1),
+    ("guided", 3, 7, 2),
+    ("guided", 4, 5, 3),
+    ("forecast", 3, 7, 2),
+    ("forecast", 2, 9, 4),
+]
+
+
+def reference(name: str, kind: str, tau1: int, k: int, m: int) -> tuple[torch.Tensor, int]:
+    pipe = pipelines.load(name)
+    denoiser = pipe.unet if name == "tiny-sdxl" else pipe.transformer
+    plain = Extrapolated(denoiser, kind, tau1, k, m)
+    with plain.attached():
+        return pipelines.latents(pipe, name), plain.forwards
+
+
+@pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-sd3"])
+@pytest.mark.parametrize(("kind", "tau1", "k", "m"), PINNED)
+def test_pinned_phase_equals_a_plain_recomputation(name, kind, tau1, k, m):
+    expected, _ = reference(name, kind, tau1, k, m)
+    settings: Any = {"mode": kind, "tau1": tau1, "k": k, "m": m}
+    with hybridiff_compile.optimize(pipelines.load(name), **settings) as model:
+        made = pipelines.latents(model, name)
+        again = pipelines.latents(model, name)
+        counts = model.report.steps_by_phase
+    assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert torch.equal(made, again)  # nothing of one run is left in the next
+    assert counts["serial"] < pipelines.STEPS - k + 2
+    assert (made - plain(name)).abs().max() > 1e-3  # it did approximate
+
+
+_plain: dict[str, torch.Tensor] = {}
+
+
+def plain(name: str) -> torch.Tensor:
+    if name not in _plain:
+        _plain[name] = pipelines.latents(pipelines.load(name), name)
+    return _plain[name]
+
+
+def test_forecast_on_one_device_is_that_of_two_ranks():
+    expected, _ = reference("tiny-sd3", "forecast", 2, 8, 3)
+    settings: Any = {"mode": "forecast", "tau1": 2, "k": 8, "m": 3, "gpus": 1}
+    with hybridiff_compile.optimize(pipelines.load("tiny-sd3"), **settings) as model:
+        made = pipelines.latents(model, "tiny-sd3")
+    assert (made - expected).abs().max() <= 1e-4 * expected.abs().max()  # a batch of two branches
+
+
+def test_hybrid_extrapolates_what_its_tolerance_allows_and_says_why():
+    def run(model: Any) -> tuple[torch.Tensor, Any]:
+        made = pipelines.latents(model, "tiny-sdxl", num_inference_steps=24)
+        return made, model.report
+
+    pipe = pipelines.load("tiny-sdxl")
+    exact = pipelines.latents(pipe, "tiny-sdxl", num_inference_steps=24)
+    off, forecast = [], []
+    for tolerance in (1e-9, 0.05, 10.0):
+        with hybridiff_compile.optimize(pipe, mode="hybrid", tolerance=tolerance) as model:
+            made, report = run(model)
+        off.append((made - exact).abs().mean().item())
+        forecast.append(report.steps_by_phase["forecast"])
+        for step in report.steps:
+            if step.phase.name == "FORECAST":
+                predicted = float(step.reason.split("off by ")[1].split(",")[0])
+                assert predicted <= tolerance
+        assert "last" in report.steps[-1].reason
+        assert report.steps[0].phase.name == "SERIAL"
+    assert forecast[0] == 0
+    assert 0 < forecast[1] < forecast[2] >= 15
+    assert off[0] < 1e-4 < off[1] < off[2]
+
+
+def test_hybrid_goes_back_to_serial_when_the_error_grows_and_comes_again_when_it_falls():
+    from hybridiff_compile.config import Controlled
+    from hybridiff_compile.ir import Phase
+    from hybridiff_compile.runtime.forecast import Forecast
+    from hybridiff_compile.runtime.run import Run
+
+    steps, noise = 40, torch.Generator().manual_seed(0)
+    run = Run(settings=Controlled(0.05, m=3, warm=4, tail=2, steps=steps, estimator="linear"))
+    run.forecast = Forecast("linear", [float(i) for i in range(steps)], 5.0)
+
+    def compute(phase: Phase) -> torch.Tensor:
+        rough = 0.5 if 15 <= len(run.done) < 25 else 0.0
+        return torch.ones(2, 64) + rough * torch.randn(2, 64, generator=noise)
+
+    for _ in range(steps):
+        run.step(None, compute)
+    letters = "".join("SPUCF"[done.phase] for done in run.done)
+    assert "F" in letters[4:15]
+    assert "F" not in letters[19:25]
+    assert "F" in letters[30:38]
+    assert letters.endswith("SS")
