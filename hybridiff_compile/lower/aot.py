@@ -44,10 +44,11 @@ class Packaged(nn.Module):
 def compile_to(flat: Flat, path: Path, device: torch.device) -> None:
     """Compile one stage for static shapes into `path`, a `.pt2` file."""
     from torch import _inductor as inductor
+    from torch._inductor import config
 
     examples = tuple(flat.examples(device)[len(flat.values) :])
     # torch notes there what it compiles for, and leaves it: part of the key of Inductor's caches.
-    noted = inductor.config.patch({"aot_inductor.metadata": {}})
+    noted = config.patch({"aot_inductor.metadata": {}})
     with torch.no_grad(), noted, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own pytrees
         program = torch.export.export(flat.attached(), examples, strict=False)
