@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hybridiff_compile.ir import Phase as Phase
     from hybridiff_compile.model import Model as Model
     from hybridiff_compile.runtime.report import RunReport as RunReport
+    from hybridiff_compile.verification import Verification as Verification
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ _HOMES = {
     "HybridiffError": "errors",
     "Phase": "ir",
     "RunReport": "runtime.report",
+    "Verification": "verification",
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Model",
     "Phase",
     "RunReport",
+    "Verification",
     "__version__",
     "export",
     "load",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from hybridiff_compile import verification
 from hybridiff_compile.errors import ClosedError, HybridiffError
 from hybridiff_compile.ir import Phase, StepProgram
 from hybridiff_compile.runtime.report import RunReport
@@ -63,6 +64,32 @@ class Model:
                 "first."
             )
         return report
+
+    def verify(
+        self, prompt: Any, *, seeds: Sequence[int] = (0,), **call: Any
+    ) -> verification.Verification:
+        """Compare this model's pictures with those of one device, made here by the same weights.
+
+        Args:
+            prompt: as the pipeline takes it.
+            seeds: one call each, of the model and of one device that runs the two branches one
+                after the other.
+            call: further keywords of the pipeline's call. `output_type="latent"` compares latents
+                only; any other is made "np", for rounding would hide what is compared.
+
+        Returns:
+            The figures; printed, they are a short table.
+
+        Raises:
+            ConfigError: no seeds, a keyword that this function sets itself, or a call that guides
+                at no step.
+            UnsupportedPipelineError: the pipeline does not show its latents after each step.
+        """
+        session = self.session()
+        verification.check(self.pipe, prompt, seeds, call)
+        if session.config.gpus > 1:  # so that the seconds are those of a later call
+            self.compile(prompt=prompt, **call)
+        return verification.verify(self.pipe, session, prompt, seeds, call)
 
     def programs(self) -> list[dict[Phase, StepProgram]]:
         """The programs by phase, of every shape of call so far; each prints as text."""

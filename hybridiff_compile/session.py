@@ -6,7 +6,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from hybridiff_compile.entry import (
     run_apart,
 )
 from hybridiff_compile.errors import ConfigError, PackageError
+from hybridiff_compile.here import Here, Prepared
 from hybridiff_compile.ir import Phase, RankProgram, StepProgram
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.runtime import memory, messages, traffic, weights
@@ -37,10 +38,6 @@ from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.runtime.run import Run
 
 logger = logging.getLogger(__name__)
-
-
-class Prepared(BaseException):
-    """Ends a dry call once the programs are ready; no pipeline catches it by mistake."""
 
 
 class Session:
@@ -57,7 +54,7 @@ class Session:
     ) -> None:
         self.report: RunReport | None = None
         self.tell: Callable[[str], None] = logger.info
-        self._dry = threading.local()
+        self._here = Here()
         self._pipe, self.denoiser, self.config, self._family = pipe, denoiser, config, family
         self._start = start
         self._driver: Driver | None = None
@@ -83,15 +80,13 @@ class Session:
             self.attachment.detach()
             raise
 
-    @contextmanager
-    def dry(self) -> Iterator[None]:
+    def dry(self) -> AbstractContextManager[None]:
         """Within this, a call of the pipeline in this thread ends once its programs are ready."""
-        self._dry.on = True
-        try:
-            with suppress(Prepared):
-                yield
-        finally:
-            self._dry.on = False
+        return self._here.dry()
+
+    def apart(self) -> AbstractContextManager[None]:
+        """Within this, the calls of this thread are made by this device alone, branch by branch."""
+        return self._here.apart()
 
     @contextmanager
     def run(self) -> Iterator[None]:
@@ -104,7 +99,7 @@ class Session:
         if self._owner == threading.get_ident():
             raise ConfigError("the model is called from its own callback; call it after the run.")
         check_call(self._pipe, self.denoiser, self.device)
-        with self._lock, self._random_numbers_kept():
+        with self._lock, self._here.random_numbers_kept(self.device):
             self._owner = threading.get_ident()
             try:
                 before = traffic.before(self._driver)
@@ -113,7 +108,8 @@ class Session:
                     self._driver.agree()
                 self._run = run = Run()
                 yield
-                self.report = run.report(self.config.mode, traffic.after(self._driver), before)
+                mode = "exact" if self._here.is_apart else self.config.mode
+                self.report = run.report(mode, traffic.after(self._driver), before)
             except Prepared:
                 raise
             except BaseException:
@@ -131,15 +127,6 @@ class Session:
         with nullcontext() if self._owner == threading.get_ident() else self._lock:
             yield
 
-    def _random_numbers_kept(self) -> AbstractContextManager[None]:
-        """A dry call draws latents that nobody sees: the numbers of later pictures stay theirs."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        return torch.random.fork_rng(devices, enabled=self._is_dry)  # pyright: ignore
-
-    @property
-    def _is_dry(self) -> bool:
-        return getattr(self._dry, "on", False)
-
     def denoise(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -148,25 +135,27 @@ class Session:
         if run is None or self._owner != threading.get_ident():  # called from outside the pipeline
             return forward(*args, **kwargs)
         call = DenoiserCall.of(self._parameters, args, kwargs)
-        guided = self._is_guided(run, call)
-        if self._is_dry and self.config.gpus == 1:
+        guided, is_apart = self._is_guided(run, call), self._here.is_apart
+        if self._here.is_dry and self.config.gpus == 1:
             self._say_once("there is nothing to prepare: gpus=1 runs the denoiser as it is")
             raise Prepared
         if not guided:
+            so = "there is nothing to prepare" if self._here.is_dry else "one rank runs it"
             self._say_once(
                 "this denoiser call is not guided (guidance_scale <= 1, or no [uncond, cond] "
-                f"batch): {'there is nothing to prepare' if self._is_dry else 'one rank runs it'}"
+                f"batch): {so}"
             )
-            if self._is_dry:
+            if self._here.is_dry:
                 raise Prepared
             return forward(*args, **kwargs)
         if not run.done:
             steps = self._num_steps()
-            run.begin(self.config.switching(self._family, steps), self._pipe, steps)
-        if self.config.gpus == 1:
+            switching = None if is_apart else self.config.switching(self._family, steps)
+            run.begin(switching, self._pipe, steps)
+        if is_apart or self.config.gpus == 1:
             return self._denoise_alone(run, call, forward)
         entry = self._entry(call, forward, args, kwargs)
-        if self._is_dry:
+        if self._here.is_dry:
             raise Prepared
         return self._denoise_together(run, call, entry)
 

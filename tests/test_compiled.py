@@ -10,7 +10,7 @@ import torch
 
 import hybridiff_compile
 from hybridiff_compile import lower, ops
-from hybridiff_compile.bench.quality import psnr_db
+from hybridiff_compile.quality import psnr_db
 from hybridiff_compile.runtime import messages
 from tests import pipelines
 

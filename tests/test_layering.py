@@ -23,9 +23,12 @@ ALLOWED = {
     **{name: GROUND | TYPES | {"debug"} for name in MIDDLE},
     "worker": GROUND | TYPES | MIDDLE,
     "entry": GROUND | TYPES | MIDDLE | {"debug"},
-    "session": GROUND | TYPES | MIDDLE | {"debug", "entry"},
+    "here": set(),
+    "quality": set(),
+    "session": GROUND | TYPES | MIDDLE | {"debug", "entry", "here"},
     "package": GROUND | TYPES | MIDDLE | {"entry", "session"},
-    "model": GROUND | TYPES | {"runtime", "session"},
+    "verification": GROUND | {"runtime", "quality", "session"},
+    "model": GROUND | TYPES | {"runtime", "session", "verification"},
     "api": GROUND | TYPES | MIDDLE | {"debug", "entry", "worker", "session", "model", "package"},
 }
 #: These may import everything that a user may.

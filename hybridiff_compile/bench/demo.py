@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hybridiff_compile.bench import asked, figures, models, plots, scenes, sheet, summary, tables
 from hybridiff_compile.bench.measure import MODES, Made, contenders, measure
-from hybridiff_compile.bench.quality import psnr_db, to_bytes
+from hybridiff_compile.quality import psnr_db, to_bytes
 
 #: The models whose pictures show something; the pictures of the others are noise.
 DRAWING = ("tiny-sdxl", "tiny-sd3")

@@ -14,7 +14,7 @@ import torch
 from hybridiff_compile import optimize
 from hybridiff_compile.bench import models
 from hybridiff_compile.bench.figures import Mode
-from hybridiff_compile.bench.quality import Pictures
+from hybridiff_compile.quality import Pictures
 from hybridiff_compile.runtime.report import RunReport
 
 #: How `optimize` is called for each mode; None leaves the pipeline as it is.

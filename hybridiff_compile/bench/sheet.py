@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hybridiff_compile.bench.quality import Pictures, to_bytes
 from hybridiff_compile.bench.style import GRID, INK, PAPER, QUIET, save
+from hybridiff_compile.quality import Pictures, to_bytes
 
 
 @dataclass(frozen=True)

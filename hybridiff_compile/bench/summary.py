@@ -11,8 +11,8 @@ import numpy as np
 
 from hybridiff_compile.bench.figures import Mode, PhaseName, Row
 from hybridiff_compile.bench.measure import Made
-from hybridiff_compile.bench.quality import max_abs_error, psnr_db
 from hybridiff_compile.ir import Phase
+from hybridiff_compile.quality import max_abs_error, psnr_db
 
 REFERENCE: Mode = "one-device-apart"
 #: Whether picture number i shows what prompt number i asks for.

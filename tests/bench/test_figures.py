@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hybridiff_compile.bench import figures, tables
 from hybridiff_compile.bench.figures import Row
-from hybridiff_compile.bench.quality import max_abs_error, psnr_db
+from hybridiff_compile.quality import max_abs_error, psnr_db
 
 WHERE = figures.environment(threads_per_rank=1)
 ROWS = (
