@@ -16,7 +16,8 @@ import gpu_denoisers
 import torch
 
 import hybridiff_compile
-from hybridiff_compile.bench import measure, models, quality
+from hybridiff_compile import quality
+from hybridiff_compile.bench import measure, models
 from hybridiff_compile.lower import compilations
 
 PROMPTS = (

@@ -107,7 +107,8 @@ class Session:
                 if self._driver is not None:
                     self._driver.agree()
                 self._run = run = Run()
-                yield
+                with run.watched(self.config.mode, self._pipe, self._say_once):
+                    yield
                 mode = "exact" if self._here.is_apart else self.config.mode
                 self.report = run.report(mode, traffic.after(self._driver), before)
             except Prepared:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 
 import hybridiff_compile
 from tests import pipelines
@@ -103,3 +104,18 @@ def test_hybrid_goes_back_to_serial_when_the_error_grows_and_comes_again_when_it
     assert "F" not in letters[19:25]
     assert "F" in letters[30:38]
     assert letters.endswith("SS")
+
+
+def test_guided_pipelining_declines_a_sampler_that_draws_noise(caplog):
+    pipe = pipelines.load("tiny-sdxl")
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    exact = pipelines.latents(pipe, "tiny-sdxl", num_inference_steps=6)
+    with hybridiff_compile.optimize(pipe, mode="guided", tau1=2, k=3) as model:
+        made = pipelines.latents(model, "tiny-sdxl", num_inference_steps=6)
+        again = pipelines.latents(model, "tiny-sdxl", num_inference_steps=6)
+        report = model.report
+    assert (made - exact).abs().max() < 1e-3
+    assert torch.equal(made, again)
+    assert report.steps_by_phase["pipelined"] == 0
+    assert "EulerAncestralDiscreteScheduler draws noise" in report.steps[3].reason
+    assert len([r for r in caplog.records if "nothing is pipelined" in r.getMessage()]) == 1

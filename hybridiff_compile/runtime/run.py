@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from hybridiff_compile.config import Controlled, Pinned, Switching
 from hybridiff_compile.ir import GUIDED, Phase
+from hybridiff_compile.runtime import sampler
 from hybridiff_compile.runtime.estimate import Reading, axis
 from hybridiff_compile.runtime.forecast import Forecast
 from hybridiff_compile.runtime.report import RunReport, StepRecord
@@ -75,6 +77,24 @@ class Run:
             along = axis(pipe.scheduler, steps, settings.estimator)
             guidance = float(getattr(pipe, "guidance_scale", 1.0))
             self.forecast = Forecast(settings.estimator, along, guidance)
+
+    def watched(
+        self, mode: str, pipe: Any, say: Callable[[str], None]
+    ) -> AbstractContextManager[None]:
+        """Within this, a sampler that draws noise is noticed, and then nothing is pipelined.
+
+        A late prediction has not seen the noise that was added since.
+        """
+        scheduler = getattr(pipe, "scheduler", None)
+        if mode != "guided" or scheduler is None:
+            return nullcontext()
+
+        def tell(noisy: bool) -> None:
+            if noisy:
+                self.declined = f"{type(scheduler).__name__} draws noise of its own"
+                say(f"nothing is pipelined: {self.declined}")
+
+        return sampler.watched(scheduler, tell)
 
     def step(self, key: int | None, compute: Callable[[Phase], torch.Tensor]) -> torch.Tensor:
         """Decide the next step's phase, run it, and note what it was like.
