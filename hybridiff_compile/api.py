@@ -101,7 +101,7 @@ def optimize(
     )
     if backend == "aot":
         raise ConfigError("backend='aot' reads a package; call load(folder, pipe) instead.")
-    denoiser, family = _find_denoiser(pipe)
+    denoiser, family = find_denoiser(pipe)
     device = device_of(denoiser)
     if backend == "tensorrt":
         tensorrt.check(device)
@@ -164,7 +164,7 @@ def load(folder: str | Path, pipe: Any) -> Model:
 
     folder = Path(folder).resolve()
     manifest = package.check(folder)
-    denoiser, family = _find_denoiser(pipe)
+    denoiser, family = find_denoiser(pipe)
     device = device_of(denoiser)
     if manifest.format != "aot":
         raise PackageError(
@@ -193,8 +193,12 @@ def _start(ranks: Sequence[torch.device]) -> Callable[[], fleet.Fleet]:
     return partial(fleet.start, device, *peers)
 
 
-def _find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
-    """The pipeline's denoiser, and the switching constants that were tuned on its kind."""
+def find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
+    """The pipeline's denoiser, and the switching constants that were tuned on its kind.
+
+    Raises:
+        UnsupportedPipelineError: there is no denoiser that can be driven, or it was patched.
+    """
     families = {"unet": UNET_SWITCHING, "transformer": TRANSFORMER_SWITCHING}
     name = next((n for n in families if isinstance(getattr(pipe, n, None), nn.Module)), None)
     if name is None:

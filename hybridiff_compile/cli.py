@@ -121,6 +121,62 @@ def bench(
     compile_bench.run(asked, Console())
 
 
+@app.command()
+def sweep(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{_NAMES}; give it again for more  [default: both tiny]"),
+    ] = None,
+    pipe: _Pipe = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(help="exact, paper, guided, forecast, hybrid  [default: all but exact]"),
+    ] = None,
+    k: Annotated[list[int] | None, typer.Option(help="Steps that are switched.")] = None,
+    tau1: Annotated[list[int] | None, typer.Option(help="First step that is switched.")] = None,
+    m: Annotated[
+        list[int] | None, typer.Option(help="Of m steps one is computed, at the least.")
+    ] = None,
+    tolerance: Annotated[
+        list[str] | None, typer.Option(help="Of hybrid: a number, fine, balanced or fast.")
+    ] = None,
+    scheduler: Annotated[
+        list[str] | None,
+        typer.Option(help="ddim, euler, dpm++2m, flow-euler  [default: the pipeline's]"),
+    ] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="Denoising steps  [default: 50]")] = None,
+    prompts: Annotated[int, typer.Option(help="Pictures that each point makes, 64 at most.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for the plot and the table.")] = Path("sweep"),
+    json: Annotated[
+        Path | None, typer.Option(help="File for the figures  [default: figures.json in OUT]")
+    ] = None,
+) -> None:
+    """Cost against fidelity of each way of switching: a table and a plot.
+
+    Every option of a list may be given again; each mode runs with every combination of those that
+    it takes. Without any, the ways that are worth comparing run.
+    """
+    _quiet()
+    from hybridiff_compile.bench import grid
+    from hybridiff_compile.bench import sweep as sweeping
+
+    points = grid.points(
+        mode or (), tau1=tau1 or (), k=k or (), m=m or (), tolerance=tolerance or ()
+    )
+    names = tuple(dict.fromkeys(model or ())) or (() if pipe else sweeping.DRAWING)
+    asked = sweeping.Sweep(
+        names,
+        pipe,
+        points,
+        schedulers=tuple(dict.fromkeys(scheduler or ())),
+        steps=tuple(dict.fromkeys(steps or (50,))),
+        prompts=prompts,
+        out=out,
+        json=json,
+    )
+    sweeping.run(asked, Console())
+
+
 @app.command("compile")
 def compile_ahead(
     model: _Model = None,

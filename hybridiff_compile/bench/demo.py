@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from hybridiff_compile.bench import asked, figures, models, plots, scenes, sheet, summary, tables
 from hybridiff_compile.bench.measure import MODES, Made, contenders, measure
@@ -63,7 +63,7 @@ def run(demo: Demo, console: Console) -> list[figures.Row]:
     rows: list[figures.Row] = []
     made: dict[str, MadeByMode] = {}
     captions = scenes.prompts(demo.prompts, PROMPT_SEED, split="unseen")
-    with _progress(console) as progress:
+    with tables.progress(console) as progress:
         for name in demo.names:
             wanted = captions if name in DRAWING else captions[:1] * demo.runs
             made[name], found = _measure(name, wanted, demo.steps, progress)
@@ -185,14 +185,4 @@ def _print(rows: Sequence[figures.Row], where: figures.Environment, console: Con
         f"{where.cpu}, {where.cpu_count} cores; torch {where.torch}, diffusers {where.diffusers}.",
         style="dim",
         highlight=False,
-    )
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:28}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
     )

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-Mode = Literal["one-device", "one-device-apart", "exact", "paper"]
-PhaseName = Literal["serial", "pipelined"]
+Mode = Literal["one-device", "one-device-apart", "exact", "paper", "hybrid", "guided", "forecast"]
+PhaseName = Literal["serial", "pipelined", "forecast"]
 Backend = Literal["eager", "inductor", "aot", "onnx", "tensorrt"]
 Scope = Literal["stage", "regional", "whole"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -41,15 +41,22 @@ class Row(_Record):
     Attributes:
         command, model, scheduler, steps, guidance_scale, height, width, batch, dtype: what was run.
         mode: `one-device` is the pipeline as it is (batched call); `one-device-apart` runs the
-            branches one after the other and is the reference for `max_abs_error` and `psnr_db`.
+            branches one after the other and is the reference for `max_abs_error`, `psnr_db` and
+            `ssim`. `guided` and `forecast` are phases pinned by hand.
+        ranks: processes that made the pictures.
         backend, scope: how a rank's programs were run, and what was compiled in one piece.
-        tau1, k: first pipelined step and number of them, as used.
+        tau1, k: first step of the phase that was switched to, and number of its steps, as used.
+        m: in a group of m steps one is computed; in mode `hybrid`, one at least.
+        tolerance: largest error of an extrapolated step, as in `Controlled`.
         steps_by_phase: number of steps that lie in each phase.
+        forwards_per_rank: of batch B, for one picture on two ranks, mean over pictures: 1 a serial
+            step, 1/2 a pipelined one, 0 an extrapolated one, whatever the ranks of this row.
         seconds, seconds_p90: one picture, median and 90th percentile of `runs` after warm-up.
         speedup: seconds of `one-device` in the same run / seconds.
         step_ms_by_phase: median, driver's clock.
         max_abs_error: largest difference of the final latents, over all pictures.
         psnr_db: mean over pictures; an identical picture counts as 100.
+        ssim: mean over pictures.
         prompts_right: share of `prompts` whose picture shows what was asked for.
         bytes_sent: by all ranks, for one picture.
         peak_rss_mb: most resident memory of each rank's process so far, compiling included.
@@ -75,9 +82,13 @@ class Row(_Record):
     dtype: str | None = None
     backend: Backend | None = None
     scope: Scope | None = None
+    ranks: PositiveInt | None = None
     tau1: NonNegativeInt | None = None
     k: PositiveInt | None = None
+    m: PositiveInt | None = None
+    tolerance: NonNegativeFloat | None = None
     steps_by_phase: dict[PhaseName, NonNegativeInt] | None = None
+    forwards_per_rank: NonNegativeFloat | None = None
     seconds: NonNegativeFloat | None = None
     seconds_p90: NonNegativeFloat | None = None
     runs: PositiveInt | None = None
@@ -85,6 +96,7 @@ class Row(_Record):
     step_ms_by_phase: dict[PhaseName, NonNegativeFloat] | None = None
     max_abs_error: NonNegativeFloat | None = None
     psnr_db: float | None = None
+    ssim: float | None = None
     prompts_right: Share | None = None
     prompts: PositiveInt | None = None
     bytes_sent: NonNegativeInt | None = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median, median_low
 from typing import Any, get_args
 
 import numpy as np
 
+from hybridiff_compile.bench.cost import forwards
 from hybridiff_compile.bench.figures import Mode, PhaseName, Row
 from hybridiff_compile.bench.measure import Made
 from hybridiff_compile.ir import Phase
@@ -29,18 +30,32 @@ def rows(
         judge: None when the pictures show nothing that could be judged.
         what: what was run: command, model, scheduler, steps and so on.
     """
-    one_device = median(m.seconds for m in made["one-device"])
-    return [_row(mode, of, made[REFERENCE], one_device, judge, what) for mode, of in made.items()]
+    seconds = median(m.seconds for m in made["one-device"])
+    return [
+        row(mode, of, made[REFERENCE], judge=judge, one_device=seconds, **what)
+        for mode, of in made.items()
+    ]
 
 
-def _row(
+def row(
     mode: Mode,
     made: Sequence[Made],
     reference: Sequence[Made],
-    one_device: float,
-    judge: Judge | None,
-    what: Mapping[str, Any],
+    *,
+    judge: Judge | None = None,
+    one_device: float | None = None,
+    **what: Any,
 ) -> Row:
+    """Sum up one mode.
+
+    Args:
+        mode: its name.
+        made: its pictures.
+        reference: the pictures of REFERENCE.
+        judge: None when the pictures show nothing that could be judged.
+        one_device: seconds of a picture in mode `one-device`; None if it was not measured.
+        what: further keys of the row; they come before what is found here.
+    """
     seconds = [m.seconds for m in made]
     shown = typical(made)
     found: dict[str, Any] = {}
@@ -60,31 +75,30 @@ def _row(
         right = [judge(index, m) for index, m in enumerate(made)]
         found |= {"prompts_right": sum(right) / len(right), "prompts": len(right)}
     batch, height, width, _ = made[0].pictures.shape
-    return Row(
-        **what,
-        mode=mode,
-        batch=batch,
-        height=height,
-        width=width,
-        dtype=str(made[0].latents.dtype).removeprefix("torch."),
-        backend="eager",
-        steps_by_phase=steps_by_phase(shown),
-        seconds=median(seconds),
-        seconds_p90=float(np.percentile(seconds, 90)),
-        runs=len(seconds),
-        speedup=one_device / median(seconds),
-        step_ms_by_phase=step_ms_by_phase(made),
-        **found,
-    )
+    if one_device is not None:
+        found["speedup"] = one_device / median(seconds)
+    found |= {
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "dtype": str(made[0].latents.dtype).removeprefix("torch."),
+        "backend": "eager",
+        "steps_by_phase": steps_by_phase(shown),
+        "seconds": median(seconds),
+        "seconds_p90": float(np.percentile(seconds, 90)),
+        "runs": len(seconds),
+        "step_ms_by_phase": step_ms_by_phase(made),
+    }
+    return Row(mode=mode, **{**found, **what})
 
 
 def typical(made: Sequence[Made]) -> Made:
-    """The one with the median tau1, which may differ from prompt to prompt; else the first."""
-    starts = [m.report.tau1 for m in made if m.report is not None and m.report.tau1 is not None]
+    """The one of median cost, then of median tau1, which differ from prompt to prompt."""
+    starts = [(forwards(phases(m)), m.report.tau1) for m in made if m.report and m.report.tau1]
     if not starts:
         return made[0]
     middle = median_low(starts)
-    return next(m for m in made if m.report is not None and m.report.tau1 == middle)
+    return next(m for m in made if m.report and (forwards(phases(m)), m.report.tau1) == middle)
 
 
 def phases(made: Made) -> list[Phase]:
@@ -106,10 +120,11 @@ def step_ms_by_phase(made: Sequence[Made]) -> dict[PhaseName, float]:
 
 def phase_name(phase: Phase) -> PhaseName:
     """A phase's name in the figures."""
-    return "pipelined" if phase is Phase.PIPELINED else "serial"
+    return phase.kind  # pyright: ignore[reportReturnType]
 
 
 def steps_by_phase(made: Made) -> dict[PhaseName, int]:
-    """Number of steps in each phase."""
-    counts = Counter(phase_name(phase) for phase in phases(made))
-    return {name: counts[name] for name in get_args(PhaseName)}
+    """Number of steps that lie in each phase."""
+    if made.report is not None:
+        return made.report.steps_by_phase  # pyright: ignore[reportReturnType]
+    return {name: len(phases(made)) * (name == "serial") for name in get_args(PhaseName)}

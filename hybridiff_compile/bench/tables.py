@@ -7,6 +7,8 @@ from itertools import groupby
 from typing import get_args
 
 from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hybridiff_compile.bench.figures import PhaseName, Row
@@ -83,24 +85,39 @@ def _caption(rows: Sequence[Row]) -> str | None:
     return f"T(2B)/T(B) = {bound:.2f}: the most that exact can gain on this device."
 
 
+def progress(console: Console) -> Progress:
+    """How far a measurement is, on a terminal."""
+    return Progress(
+        TextColumn("{task.description:28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
 def number(value: float | None, form: str, scale: float = 1) -> str:
     """A figure's text, or a dash."""
     return NOT_MEASURED if value is None else format(value * scale, form)
 
 
-def by_phase(values: Mapping[PhaseName, float] | None, form: str) -> str:
-    """The figures of the phases that occurred, or a dash."""
-    shown = [format(values[p], form) for p in get_args(PhaseName) if values and values.get(p)]
+def by_phase(values: Mapping[PhaseName, float] | None, form: str, *, zeros: bool = False) -> str:
+    """The figures of the phases that occurred, or of all phases, or a dash."""
+    known = values or {}
+    names = [p for p in get_args(PhaseName) if known.get(p) or (zeros and p in known)]
+    shown = [format(known[p], form) for p in names]
     return " / ".join(shown) or NOT_MEASURED
 
 
-def _right(row: Row) -> str:
+def right(row: Row) -> str:
+    """How many pictures show what was asked for, or a dash."""
     if row.prompts_right is None or row.prompts is None:
         return NOT_MEASURED
     return f"{round(row.prompts_right * row.prompts)} of {row.prompts}"
 
 
-def _error(row: Row) -> str:
+def error(row: Row) -> str:
+    """The largest difference of the latents, or a dash."""
     return "0" if row.max_abs_error == 0 else number(row.max_abs_error, ".1e")
 
 
@@ -112,7 +129,7 @@ DEMO: tuple[Column, ...] = (
     ("step ms", PHASES, lambda row: by_phase(row.step_ms_by_phase, ".1f")),
     ("steps", PHASES, lambda row: by_phase(row.steps_by_phase, "d")),
     ("PSNR", "dB", lambda row: number(row.psnr_db, ".1f")),
-    ("max error", "", _error),
+    ("max error", "", error),
     ("sent", "MB", lambda row: number(row.bytes_sent, ".2f", 1e-6)),
-    ("right", "", _right),
+    ("right", "", right),
 )

@@ -90,7 +90,7 @@ def test_rows_sum_up_each_mode(made):
     assert list(rows) == ["one-device", "one-device-apart", "exact", "paper"]
     paper, exact = rows["paper"], rows["exact"]
     assert (paper.tau1, paper.k, paper.bytes_sent, paper.runs) == (3, 2, 1000, 3)
-    assert paper.steps_by_phase == {"serial": 4, "pipelined": 2}
+    assert paper.steps_by_phase == {"serial": 4, "pipelined": 2, "forecast": 0}
     assert paper.psnr_db == pytest.approx(20.0, abs=0.01)
     assert paper.max_abs_error == pytest.approx(0.1, abs=1e-6)
     assert (exact.psnr_db, exact.max_abs_error) == (100.0, 0.0)
@@ -158,9 +158,9 @@ def test_the_demo_on_tiny_sd3(tmp_path):
     rows = {row["mode"]: row for row in json.loads(json_file.read_text())["rows"]}
     assert list(rows) == ["one-device", "one-device-apart", "exact", "paper"]
     assert (rows["exact"]["max_abs_error"], rows["exact"]["psnr_db"]) == (0.0, 100.0)
-    assert rows["exact"]["steps_by_phase"] == {"serial": 10, "pipelined": 0}
+    assert rows["exact"]["steps_by_phase"] == {"serial": 10, "pipelined": 0, "forecast": 0}
     # The paper's constants for a transformer (k = 5 at most from step 40 on), scaled to 10 steps.
-    assert rows["paper"]["steps_by_phase"] == {"serial": 9, "pipelined": 1}
+    assert rows["paper"]["steps_by_phase"] == {"serial": 9, "pipelined": 1, "forecast": 0}
     assert (rows["paper"]["k"], rows["paper"]["tau1"] <= 8) == (1, True)
     assert rows["paper"]["max_abs_error"] > 0
     assert rows["paper"]["bytes_sent"] > rows["exact"]["bytes_sent"] * 0.5 > 0

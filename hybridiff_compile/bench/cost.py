@@ -1,0 +1,34 @@
+"""What a schedule costs, and which schedules no other one beats: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from hybridiff_compile.ir import GUIDED, Phase
+
+#: Forwards of batch B that each of two ranks runs in one step.
+FORWARDS = {Phase.SERIAL: 1.0, Phase.PIPELINED: 0.5, Phase.FORECAST: 0.0} | dict.fromkeys(
+    GUIDED, 0.5
+)
+
+
+def forwards(phases: Iterable[Phase]) -> float:
+    """Forwards of batch B that each of two ranks runs for a picture, by the phase of each step."""
+    return sum(FORWARDS[phase] for phase in phases)
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The points that no other one is better than in one thing and at least as good in the other.
+
+    Args:
+        points: (speed-up, dB); of both, more is better.
+
+    Returns:
+        Their places, the fastest one first; of equal points the first one.
+    """
+    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1], i))
+    found: list[int] = []
+    for i in order:
+        if not found or points[i][1] > points[found[-1]][1]:
+            found.append(i)
+    return found
