@@ -64,13 +64,23 @@ def optimize(
         pipe: a diffusers pipeline with a `unet` or a `transformer`, on the CPU or on a GPU.
         gpus: 2, or 1 to run the two branches one after the other on one device.
         mode: "exact": each rank computes one branch, nothing is approximated. "paper": some steps
-            are also pipelined by layer, as in Jung et al. 2026, Sec. 4.
+            are also pipelined by layer, as in Jung et al. 2026, Sec. 4. "hybrid": steps are
+            extrapolated where that is seen to do little harm; the fastest. "guided" and "forecast"
+            pin one of this project's phases to the steps tau1 .. tau1 + k - 1: pipelined with full
+            guidance, or extrapolated.
         backend: "eager" runs the denoiser's own kernels; "inductor" compiles them, as torch.compile
             does; "tensorrt" hands them to torch-tensorrt.
         scope: what Inductor compiles in one piece: "stage", "regional" (repeated blocks only) or
             "whole" (each phase's step with its links inside); see `Lowering`.
         compile_mode: Inductor's mode, as in `torch.compile(mode=...)`.
-        L_slope, eps_slope, k, tau_cap, tau1: when the paper's mode pipelines; see `Config`.
+        L_slope, eps_slope, k, tau_cap, tau1: when the paper's mode pipelines; see `Config`. tau1
+            and k also place "guided" and "forecast".
+        tolerance: of "hybrid": "fine", "balanced" (default) or "fast", or the largest weighted
+            error of an extrapolated step, relative to the guided prediction.
+        m: of "hybrid" (default 4), "forecast" (2) and "guided" (1): at least every m-th step is
+            computed, or moves the pipeline on; the others are extrapolated.
+        estimator: how: "linear" in the step's index (default), in "sigma" or "logsnr"; "hold" keeps
+            the last prediction, "quadratic" draws a parabola.
         devices: one a rank, the pipeline's own first; None takes those after the pipeline's. One
             GPU named twice serves both ranks: slow, to check results only.
         dump: folder for the programs before and after each pass, a folder in it for each shape of
