@@ -72,7 +72,7 @@ def test_one_device_as_it_is():
     assert 0 < 6 * found.step_ms_by_phase["serial"] < 1000 * found.seconds
     assert found.seconds < 10 * found.first_picture_seconds
     assert (found.steps, found.runs, found.height, found.width) == (6, 1, 64, 64)
-    assert found.steps_by_phase == {"serial": 6, "pipelined": 0}
+    assert found.steps_by_phase == {"serial": 6, "pipelined": 0, "forecast": 0}
     assert (found.graphs, found.recompiles, found.bytes_sent) == (None, None, None)
     assert found.peak_rss_mb is not None
     assert found.peak_pss_mb is not None
@@ -88,7 +88,7 @@ def test_two_ranks_with_both_phases():
     assert 0 < ready < found.first_picture_seconds
     assert found.step_ms_by_phase is not None
     assert set(found.step_ms_by_phase) == {"serial", "pipelined"}
-    assert found.steps_by_phase == {"serial": 4, "pipelined": 2}
+    assert found.steps_by_phase == {"serial": 4, "pipelined": 2, "forecast": 0}
     assert (found.tau1, found.k, found.graphs, found.recompiles) == (2, 2, (0, 0), 0)
     assert found.bytes_sent
     assert found.peak_rss_mb is not None

@@ -81,7 +81,7 @@ def test_a_fresh_process_loads_it_without_tracing_or_compiling(
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     counted, worker = done.stdout.splitlines()[-2:]
-    assert counted == "{'serial': 4, 'pipelined': 2} {} {} {}"
+    assert counted == "{'serial': 4, 'pipelined': 2, 'forecast': 0} {} {} {}"
     assert worker == "0 0 0"
     loaded = torch.load(tmp_path / "picture")
     assert ((loaded - picture).abs().max() / picture.abs().max()).item() < 1e-4
