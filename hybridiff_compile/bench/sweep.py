@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -83,13 +83,19 @@ class Sweep:
 
 @dataclass(frozen=True)
 class _Setting:
-    """A pipeline with a sampler and a number of steps: what the points of one table share."""
+    """A pipeline with a sampler and a number of steps: what the points of one table share.
+
+    Attributes:
+        call: keywords of the pipeline's call that the model was trained for.
+        is_judged: whether its pictures can show what a caption says.
+    """
 
     name: str
     pipe: Any
     scheduler: Any
     steps: int
-    call: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any]
+    is_judged: bool
 
     @property
     def family(self) -> SwitchSettings:
@@ -130,14 +136,19 @@ def run(sweep: Sweep, console: Console) -> list[figures.Row]:
 
 def _settings(sweep: Sweep) -> Iterator[_Setting]:
     """Every pipeline, with each of the samplers, with each number of steps."""
-    for name in sweep.names or (str(sweep.pipe),):
-        pipe: Any = models.load(name) if sweep.pipe is None else models.load_folder(sweep.pipe)
+    for name in sweep.names or (None,):
+        if name is None:
+            assert sweep.pipe is not None
+            pipe: Any = models.load_folder(sweep.pipe)
+            name, call, is_judged = sweep.pipe.resolve().name, {}, False
+        else:
+            pipe, call = models.load(name), models.call_settings(name)
+            is_judged = name in DRAWING
         pipe.set_progress_bar_config(disable=True)
-        call = models.call_settings(name) if sweep.pipe is None else {}
         made = [schedulers.build(s, pipe.scheduler, name) for s in sweep.schedulers]
         for scheduler in made or [pipe.scheduler]:
             for steps in sweep.steps:
-                yield _Setting(name, pipe, scheduler, steps, call)
+                yield _Setting(name, pipe, scheduler, steps, call, is_judged)
 
 
 def _check(points: Sequence[Point], settings: Sequence[_Setting]) -> None:
@@ -172,17 +183,17 @@ def _measure(
         return scenes.check(to_bytes(made.pictures[0]), scenes.Scene.parse(captions[index]))
 
     what = {"command": "sweep", **setting.what()}
-    is_judged = judge if setting.name in DRAWING else None
+    judged = judge if setting.is_judged else None
     try:
         reference = make(summary.REFERENCE, {"gpus": 1})
-        yield summary.row(summary.REFERENCE, reference, reference, judge=is_judged, ranks=1, **what)
+        yield summary.row(summary.REFERENCE, reference, reference, judge=judged, ranks=1, **what)
         paper: figures.Row | None = None
         for asked_for in points:
             point = asked_for.resolved(paper)
             made = make(point.mode, point.settings())
             found = {"ranks": point.gpus, **point.used(setting.family, setting.steps), **what}
             found |= _beside(made, reference)
-            row = summary.row(point.mode, made, reference, judge=is_judged, **found)
+            row = summary.row(point.mode, made, reference, judge=judged, **found)
             paper = row if point.mode == "paper" else paper
             yield row
     finally:

@@ -79,6 +79,17 @@ def test_a_plain_sweep_is_of_both_tiny_models_at_50_steps(monkeypatch):
     )
 
 
+def test_a_users_pipeline_goes_by_its_folders_name_and_is_not_judged(monkeypatch, tmp_path):
+    pipe = pipelines.load("tiny-sd3")
+    monkeypatch.setattr(models, "load_folder", lambda folder: pipe)
+    asked = sweep.Sweep(names=(), pipe=tmp_path / "tiny-sd3", steps=(4, 5))
+    found = list(sweep._settings(asked))
+    assert [(s.name, s.steps, s.call, s.is_judged) for s in found] == [
+        ("tiny-sd3", 4, {}, False),
+        ("tiny-sd3", 5, {}, False),
+    ]
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A small sweep through the command: two samplers, one mode of each kind."""
@@ -109,6 +120,7 @@ def test_the_rows_of_a_sweep(swept):
     reference, guided, forecast, hybrid = rows[:4]
     assert {(r.steps, r.runs, r.prompts, r.model) for r in rows} == {(8, 2, 2, "tiny-sd3")}
     assert (reference.psnr_db, reference.forwards_per_rank, reference.ranks) == (None, None, 1)
+    assert reference.prompts_right is not None
     assert (guided.tau1, guided.k, guided.m, guided.ranks) == (3, 4, 2, 2)
     # Of its four steps the pipeline moves in two, at half the cost.
     assert guided.forwards_per_rank == 4 + 2 * 0.5
