@@ -245,7 +245,8 @@ class Config:
             return self._paper(family, steps)
         scale = steps / PAPER_STEPS
         tau1 = max(2, round(_TAU1 * scale)) if self.tau1 is None else self.tau1
-        k = max(1, round(_K * scale)) if self.k is None else self.k
+        room = steps - tau1 - max(2, round(_TAIL * scale))
+        k = max(1, min(round(_K * scale), room)) if self.k is None else self.k
         _check_end("tau1", tau1, k, steps, [])
         default = 1 if self.mode == "guided" else 2
         return Pinned(self.mode, tau1, k, self.m or default, self.estimator or "linear")

@@ -84,7 +84,7 @@ def test_bad_settings_are_refused_before_any_work() -> None:
         (ConfigError, "gpus=0", {"gpus": 0}),
         (ConfigError, "mode='fast' is unknown; choose one of exact, paper", {"mode": "fast"}),
         (ConfigError, "backend='cuda' is unknown", {"backend": "cuda"}),
-        (ConfigError, "only mode='paper' switches", {"k": 5}),
+        (ConfigError, "k=5 is for mode paper or guided", {"k": 5, "mode": "exact"}),
         (ConfigError, "k=0 must be a whole number", {"mode": "paper", "k": 0}),
     ]:
         with pytest.raises(error, match=match):

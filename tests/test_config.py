@@ -135,10 +135,12 @@ def test_pinned_phases_scale_with_the_steps_unless_given():
 
     assert pinned(50) == Pinned("forecast", tau1=6, k=40, m=2, estimator="linear")
     assert pinned(20) == Pinned("forecast", tau1=2, k=16, m=2, estimator="linear")
+    for steps in range(5, 60):
+        assert pinned(steps).tau1 + pinned(steps).k <= steps - 2
     assert pinned(20, mode="guided", tau1=5, k=7).m == 1
     assert (pinned(20, tau1=5, k=7).tau1, pinned(20, tau1=5, k=7).k) == (5, 7)
     with pytest.raises(ConfigError, match="tau1=15 and k=16 end at step 31"):
-        pinned(20, tau1=15)
+        pinned(20, tau1=15, k=16)
 
 
 def test_hybrid_takes_a_tolerance_by_name_or_number():

@@ -48,7 +48,7 @@ def test_ranks_cooperate_and_exit_cleanly(tmp_path: Path, init: str) -> None:
     done = torchrun(SCRIPT.format(init=init), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("same bits True") == 1  # only rank 0 got as far
-    assert done.stdout.count("phases {'serial': 2, 'pipelined': 2}") == 1
+    assert done.stdout.count("phases {'serial': 2, 'pipelined': 2, 'forecast': 0}") == 1
 
 
 def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
