@@ -1,8 +1,8 @@
 """How fast two ranks are against what two devices could give, on `sdxl-small`, and what they hold.
 
-Run it on a quiet machine with `python examples/speed.py`; it takes about five minutes on two cores.
-Every figure is a median over pictures that were made in turn, so that a drifting machine slows all
-of them alike. A CPU device is one thread.
+Run it on a quiet machine with `python examples/speed.py`, for about eight minutes on two cores.
+Pictures are made in turn, and every ratio is one round's, so that a drifting machine slows both of
+its sides; what is printed is the median over rounds. A CPU device is one thread.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -25,6 +26,7 @@ from hybridiff_compile import Phase
 from hybridiff_compile.bench import models
 
 ROUNDS, STEPS = 6, 12
+LONG_ROUNDS, LONG_STEPS = 3, 50
 FORCED = {"mode": "paper", "tau1": 3, "k": 8}
 
 
@@ -39,7 +41,7 @@ def load(name: str, width: int | None = None) -> Any:
     return pipe
 
 
-def step_seconds(model: Any, name: str) -> list[float]:
+def step_seconds(model: Any, name: str, steps: int = STEPS) -> list[float]:
     """Seconds from the end of one step of a picture to the end of the next."""
     ends = []
 
@@ -49,7 +51,7 @@ def step_seconds(model: Any, name: str) -> list[float]:
 
     model(
         "a red circle",
-        num_inference_steps=STEPS,
+        num_inference_steps=steps,
         generator=torch.Generator().manual_seed(0),
         output_type="latent",
         callback_on_step_end=note,
@@ -101,26 +103,59 @@ def speed(console: Console) -> None:
     ):
         for model in (exact, paper):
             step_seconds(model, name)
-        one, branch, two, serial, pipelined = [], [], [], [], []
+        rounds: list[dict[str, float]] = []
         for _ in range(ROUNDS):
-            one += step_seconds(plain, name)
-            branch += [timed(forward) for _ in range(STEPS)]
-            two += step_seconds(exact, name)
+            found = {
+                "one device, a step of 2B": step_seconds(plain, name),
+                "one device, a forward of B": [timed(forward) for _ in range(STEPS)],
+                "exact, a step": step_seconds(exact, name),
+            }
             phases = list(zip(step_seconds(paper, name), paper.report.steps[1:], strict=True))
-            serial += [s for s, step in phases if step.phase is Phase.SERIAL]
-            pipelined += [s for s, step in phases if step.phase is Phase.PIPELINED]
-    bound = median(one) / median(branch)
-    reached = median(one) / median(two)
-    console.print(f"one device, a step of 2B         {median(one) * 1000:8.1f} ms")
-    console.print(f"one device, a forward of B       {median(branch) * 1000:8.1f} ms")
-    console.print(f"exact, a step                    {median(two) * 1000:8.1f} ms")
-    console.print(f"paper, a serial step             {median(serial) * 1000:8.1f} ms")
-    console.print(f"paper, a pipelined step          {median(pipelined) * 1000:8.1f} ms")
-    console.print(f"bound T(2B)/T(B)                 {bound:8.3f}")
+            for phase, label in ((Phase.SERIAL, "serial"), (Phase.PIPELINED, "pipelined")):
+                found[f"paper, a {label} step"] = [s for s, step in phases if step.phase is phase]
+            rounds.append({label: median(seconds) for label, seconds in found.items()})
+
+    def ratio(*labels: str) -> float:
+        return median(r[labels[0]] / r[labels[1]] for r in rounds)
+
+    one, branch, two, _, pipelined = rounds[0]
+    for label in rounds[0]:
+        console.print(f"{label:32} {median(r[label] for r in rounds) * 1000:8.1f} ms")
+    of_bound = ratio(branch, two)  # (one / two) / (one / branch)
+    console.print(f"bound T(2B)/T(B)                 {ratio(one, branch):8.3f}")
     console.print(
-        f"exact speed-up                   {reached:8.3f}  ({reached / bound:.3f} of bound)"
+        f"exact speed-up                   {ratio(one, two):8.3f}  ({of_bound:.3f} of bound)"
     )
-    console.print(f"pipelined / exact step           {median(pipelined) / median(two):8.3f}")
+    console.print(f"pipelined / exact step           {ratio(pipelined, two):8.3f}")
+
+
+def beyond(console: Console) -> None:
+    """Whole runs of 50 steps: what guided pipelining and forecasting add to exact, interleaved."""
+    name = "sdxl-small"
+    modes: dict[str, dict[str, Any]] = {
+        "exact": {"mode": "exact"},
+        "guided, tau1 = 6, k = 40": {"mode": "guided", "tau1": 6, "k": 40},
+        "forecast, the same, m = 4": {"mode": "forecast", "tau1": 6, "k": 40, "m": 4},
+        "hybrid": {"mode": "hybrid"},
+    }
+    with ExitStack() as stack:
+        models_of = {
+            label: stack.enter_context(hybridiff_compile.optimize(load(name), **how))
+            for label, how in modes.items()
+        }
+        ratios: dict[str, list[float]] = {label: [] for label in modes}
+        for model in models_of.values():
+            step_seconds(model, name)
+        for _ in range(LONG_ROUNDS):
+            taken = {
+                label: sum(step_seconds(model, name, LONG_STEPS))
+                for label, model in models_of.items()
+            }
+            for label, seconds in taken.items():
+                ratios[label].append(taken["exact"] / seconds)
+        for label, model in models_of.items():
+            phases = model.report.steps_by_phase
+            console.print(f"{label:27} {median(ratios[label]):6.3f} x exact  {phases}")
 
 
 def own_python(console: Console) -> None:
@@ -184,6 +219,7 @@ def main() -> None:
     report_memory(console)
     own_python(console)
     speed(console)
+    beyond(console)
 
 
 if __name__ == "__main__":
