@@ -6,7 +6,7 @@ import pytest
 from hybridiff_compile import config
 from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.bench.grid import STANDARD, Point, label, points
-from hybridiff_compile.config import TRANSFORMER_SWITCHING, UNET_SWITCHING
+from hybridiff_compile.config import TOLERANCES, TRANSFORMER_SWITCHING, UNET_SWITCHING
 from hybridiff_compile.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ def test_a_plain_sweep_compares_what_the_readme_compares():
         ("guided", {"tau1": 6, "k": 40, "m": 1}),
         ("forecast", {"tau1": 6, "k": 40, "m": 2}),
         ("forecast", {"tau1": 6, "k": 40, "m": 4}),
-        ("hybrid", {"tau1": None, "k": None, "m": 4, "tolerance": 0.02}),
+        ("hybrid", {"tau1": None, "k": None, "m": 4, "tolerance": TOLERANCES["balanced"]}),
     ]
     assert [p.gpus for p in STANDARD] == [2, 2, 2, 1, 1, 1]
 
