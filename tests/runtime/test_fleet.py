@@ -263,15 +263,15 @@ def test_a_script_that_forgets_to_close_leaves_no_worker() -> None:
 
 
 def test_a_worker_that_dies_while_connecting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = fleet._hello
+    own, killed = fleet._hello, []
 
     def hello_then_kill(connection: Any, process: subprocess.Popen, log: Path) -> None:
         own(connection, process, log)
         process.kill()
+        killed.append(time.monotonic())
 
     monkeypatch.setattr(fleet, "_hello", hello_then_kill)
     monkeypatch.setattr(fleet.ops, "CONNECT_TIMEOUT", timedelta(seconds=3))
-    start = time.monotonic()
     with pytest.raises(WorkerError, match="rank 1"):
         hybridiff_compile.optimize(pipelines.load(NAME))
-    assert time.monotonic() - start < 25
+    assert time.monotonic() - killed[0] < 25  # the start before it takes as long as it takes
