@@ -268,6 +268,7 @@ def test_a_worker_that_dies_while_connecting_is_an_error(monkeypatch: pytest.Mon
     def hello_then_kill(connection: Any, process: subprocess.Popen, log: Path) -> None:
         own(connection, process, log)
         process.kill()
+        process.wait()  # a dying process may still be connected to, for a moment
         killed.append(time.monotonic())
 
     monkeypatch.setattr(fleet, "_hello", hello_then_kill)
