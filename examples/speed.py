@@ -145,7 +145,7 @@ def beyond(console: Console) -> None:
         }
         ratios: dict[str, list[float]] = {label: [] for label in modes}
         for model in models_of.values():
-            step_seconds(model, name)
+            step_seconds(model, name, LONG_STEPS)
         for _ in range(LONG_ROUNDS):
             taken = {
                 label: sum(step_seconds(model, name, LONG_STEPS))
