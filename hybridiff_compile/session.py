@@ -118,8 +118,8 @@ class Session:
                 raise
             finally:
                 self._run = self._owner = None
-                if self._to_trim:  # the first picture of a shape leaves buffers that no other needs
-                    self._to_trim = False
+                if self._to_trim:  # capture and the first picture leave what no other picture needs
+                    self._to_trim = self._here.is_dry
                     memory.trim()
 
     @contextmanager

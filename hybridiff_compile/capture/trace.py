@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -115,6 +116,8 @@ def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
         module = exported.module(check_guards=False)
     except Exception as e:
         raise CaptureError(_explain(denoiser, e)) from e
+    finally:
+        _forget_export()
     assert isinstance(module, fx.GraphModule)
     graph = module.graph
     graph.set_codegen(CodeGen())
@@ -130,6 +133,12 @@ def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
         node.meta = {k: v for k, v in node.meta.items() if k in _KEPT_META}
     # Copied, because an exported graph remembers its tracer.
     return clone(fx.GraphModule(module, graph, class_name="Denoiser"))
+
+
+def _forget_export() -> None:
+    """Empty the table by which torch would keep the whole exported graph until its next export."""
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    getattr(proxies, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
 
 
 @contextmanager

@@ -6,7 +6,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.trace import capture
 from hybridiff_compile.ir import nbytes, output_node
-from hybridiff_compile.passes.balance import Place, choose, node_flops, noisy_nodes, places
+from hybridiff_compile.passes.balance import (
+    Place,
+    choose,
+    node_costs,
+    node_flops,
+    noisy_nodes,
+    places,
+)
 from hybridiff_compile.passes.cut_stages import _stage
 from tests import toy
 
@@ -63,17 +70,17 @@ def test_noisy_nodes_are_those_that_depend_on_the_first_argument(convolutions):
 
 
 @pytest.mark.parametrize("name", ["attention", "convolutions"])
-def test_flops_of_every_place_add_up_to_the_whole(name, request):
+def test_costs_of_every_place_add_up_to_the_whole(name, request):
     module = request.getfixturevalue(name)
-    total = sum(node_flops(module).values())
-    assert total > 0
-    assert {sum(p.flops) for p in places(module)} == {total}
+    total = sum(node_costs(module).values())
+    assert total > sum(node_flops(module).values()) > 0
+    assert {sum(p.cost) for p in places(module)} == {total}
 
 
 @pytest.mark.parametrize("name", ["attention", "convolutions"])
-def test_flops_of_stage_0_only_grow_from_place_to_place(name, request):
+def test_cost_of_stage_0_only_grow_from_place_to_place(name, request):
     found = places(request.getfixturevalue(name))
-    first = [p.flops[0] for p in found]
+    first = [p.cost[0] for p in found]
     assert first == sorted(first)
     assert [p.index for p in found] == sorted({p.index for p in found})
 
@@ -131,8 +138,19 @@ def test_attention_costs_two_matrix_products(attention):
 
 def test_embedding_costs_where_it_is_first_read(convolutions):
     noisy = noisy_nodes(convolutions.graph)
-    flops = {n.name: f for n, f in node_flops(convolutions).items()}
+    costs = {n.name: c for n, c in node_costs(convolutions).items()}
     at = {noisy[p.index].name: p for p in places(convolutions)}
-    assert flops["linear"] > 0
-    assert at["conv2d"].flops[0] == flops["conv2d"]
-    assert at["silu"].flops[0] == flops["conv2d"] + flops["linear"]  # the second reader is later
+    embedding = costs["linear"] + costs["mul"]
+    assert embedding > 0
+    assert at["conv2d"].cost[0] == costs["conv2d"]
+    assert at["silu"].cost[0] == costs["conv2d"] + embedding  # the second reader is later
+
+
+def test_reading_weights_costs_time_too(attention):
+    costs, flops = node_costs(attention), node_flops(attention)
+    linear = next(n for n in costs if "linear" in n.name)
+    weights = [n.meta["val"] for n in linear.all_input_nodes[1:]]
+    assert len(weights) == 2  # with its bias
+    assert costs[linear] - flops[linear] == 27 * sum(w.numel() * 4 for w in weights)
+    attention_only = next(n for n in costs if "attention" in n.name)
+    assert costs[attention_only] == flops[attention_only] > 0
