@@ -70,7 +70,7 @@ def node_flops(module: fx.GraphModule) -> dict[fx.Node, int]:
 
 
 def node_costs(module: fx.GraphModule) -> dict[fx.Node, int]:
-    """What each node costs its device, in flops: those that it computes, and reading its weights."""
+    """What each node costs its device: the flops that it computes, and reading its weights."""
     costs = node_flops(module)
     for node in costs:
         weights = [n.meta["val"] for n in node.all_input_nodes if n.op == "get_attr"]
