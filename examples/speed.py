@@ -98,7 +98,7 @@ def speed(console: Console) -> None:
     plain = load(name)
     forward = one_branch(plain, plain.unet, name)
     with (
-        hybridiff_compile.optimize(load(name)) as exact,
+        hybridiff_compile.optimize(load(name), mode="exact") as exact,
         hybridiff_compile.optimize(load(name), **FORCED) as paper,
     ):
         for model in (exact, paper):
@@ -161,7 +161,7 @@ def beyond(console: Console) -> None:
 def own_python(console: Console) -> None:
     """What the driver does in a step beside the denoiser, in steps that rank 1 finished first."""
     name = "sdxl-small"
-    with hybridiff_compile.optimize(load(name)) as exact:
+    with hybridiff_compile.optimize(load(name), mode="exact") as exact:
         exact.compile(prompt="", **models.call_settings(name))
         programs = exact.programs()[0]
         denoiser = programs[Phase.SERIAL].graphs[0].get_submodule("denoiser")
@@ -181,23 +181,40 @@ def own_python(console: Console) -> None:
 
 
 def memory(ranks: int, width: int | None) -> None:
-    """Print the PSS of all ranks, and the bytes of the weights, in MiB; for a fresh process."""
+    """Print the PSS of all ranks and the pipeline's weights, in MiB; for a fresh process."""
     name = "sdxl-small"
     pipe = load(name, width)
-    weights = sum(p.nbytes for p in pipe.unet.parameters()) / 2**20
+    modules = [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
+    weights = sum(p.nbytes for m in modules for p in m.parameters()) / 2**20
     if ranks == 1:
         step_seconds(pipe, name)
         print(megabytes("self"), weights)
         return
     model: Any
-    with hybridiff_compile.optimize(pipe) as model:
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
         step_seconds(model, name)
         worker = model._session._driver.fleet._process.pid
         print(megabytes("self") + megabytes(worker), weights)
 
 
+def bare_megabytes() -> float:
+    """PSS of two processes, side by side, that have only imported what a driver imports."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import speed; "
+    command = [sys.executable, "-c", f"{code}print(flush=True); input()"]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    bare: list[Any] = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for process in bare:
+        process.stdout.readline()
+    held = sum(megabytes(process.pid) for process in bare)
+    for process in bare:
+        process.communicate(b"\n")
+    return held
+
+
 def report_memory(console: Console) -> None:
-    """What two ranks hold, beside the same two with the same graph and next to no weights."""
+    """What two ranks hold, beside bare processes and a twin with next to no weights."""
+    bare = bare_megabytes()
+    console.print(f"PSS of two bare processes         {bare:8.0f} MiB")
     for label, ranks, width in (
         ("one device", 1, None),
         ("two ranks", 2, None),
@@ -206,7 +223,8 @@ def report_memory(console: Console) -> None:
         command = [sys.executable, __file__, "memory", str(ranks), str(width or "")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         held, weights = (float(x) for x in done.stdout.split())
-        console.print(f"PSS of {label:25} {held:8.0f} MiB, weights {weights:.0f} MiB")
+        limit = f", bare + 1.1 x weights {bare + 1.1 * weights:.0f} MiB" if ranks == 2 else ""
+        console.print(f"PSS of {label:25} {held:8.0f} MiB, weights {weights:.0f} MiB{limit}")
 
 
 def main() -> None:

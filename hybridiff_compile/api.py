@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +39,7 @@ def optimize(
     pipe: Any,
     gpus: int = 2,
     *,
-    mode: Mode = "exact",
+    mode: Mode = "hybrid",
     backend: Backend = "eager",
     scope: Scope = "stage",
     compile_mode: CompileMode | None = None,
@@ -63,10 +63,10 @@ def optimize(
     Args:
         pipe: a diffusers pipeline with a `unet` or a `transformer`, on the CPU or on a GPU.
         gpus: 2, or 1 to run the two branches one after the other on one device.
-        mode: "exact": each rank computes one branch, nothing is approximated. "paper": some steps
-            are also pipelined by layer, as in Jung et al. 2026, Sec. 4. "hybrid": steps are
-            extrapolated where that is seen to do little harm; the fastest. "guided" and "forecast"
-            pin one of this project's phases to the steps tau1 .. tau1 + k - 1: pipelined with full
+        mode: "hybrid": each rank computes one branch, and steps are extrapolated where that is seen
+            to do little harm; the fastest. "exact": nothing is approximated. "paper": some steps
+            are pipelined by layer, as in Jung et al. 2026, Sec. 4. "guided" and "forecast" pin one
+            of this project's phases to the steps tau1 .. tau1 + k - 1: pipelined with full
             guidance, or extrapolated.
         backend: "eager" runs the denoiser's own kernels; "inductor" compiles them, as torch.compile
             does; "tensorrt" hands them to torch-tensorrt.
@@ -193,7 +193,7 @@ def load(folder: str | Path, pipe: Any) -> Model:
     return Model(pipe, Session(pipe, denoiser, config, family, start, entries))
 
 
-def _start(ranks: Sequence[torch.device]) -> Callable[[], fleet.Fleet]:
+def _start(ranks: Sequence[torch.device]) -> fleet.Start:
     """How the other rank is started; under torchrun, a rank other than 0 serves here and exits."""
     device, *peers = ranks
     if torchrun.rank() > 0:

@@ -18,7 +18,7 @@ _Model = Annotated[str | None, typer.Option(help=f"An embedded model: {_NAMES}."
 _Pipe = Annotated[
     Path | None, typer.Option(help="Folder of a saved pipeline, in place of a model.")
 ]
-_Mode = Annotated[str, typer.Option(help="exact or paper.")]
+_Mode = Annotated[str, typer.Option(help="hybrid, exact, paper, guided or forecast.")]
 _Height = Annotated[int | None, typer.Option(help="Of the pictures, pixels.")]
 _Width = Annotated[int | None, typer.Option(help="Of the pictures, pixels.")]
 _Images = Annotated[int, typer.Option(help="Pictures for each prompt.")]
@@ -87,7 +87,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the images and the table.")] = Path("demo"),
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
-    """Run one device, exact and paper side by side: a table, pictures and a plot."""
+    """Run one device, exact, paper and hybrid side by side: a table, pictures and a plot."""
     _quiet()
     from hybridiff_compile.bench import demo as demonstration
 
@@ -140,6 +140,9 @@ def sweep(
     tolerance: Annotated[
         list[str] | None, typer.Option(help="Of hybrid: a number, fine, balanced or fast.")
     ] = None,
+    estimator: Annotated[
+        list[str] | None, typer.Option(help="hold, linear, sigma, logsnr or quadratic.")
+    ] = None,
     scheduler: Annotated[
         list[str] | None,
         typer.Option(help="ddim, euler, dpm++2m, flow-euler  [default: the pipeline's]"),
@@ -161,7 +164,12 @@ def sweep(
     from hybridiff_compile.bench import sweep as sweeping
 
     points = grid.points(
-        mode or (), tau1=tau1 or (), k=k or (), m=m or (), tolerance=tolerance or ()
+        mode or (),
+        tau1=tau1 or (),
+        k=k or (),
+        m=m or (),
+        tolerance=tolerance or (),
+        estimator=estimator or (),
     )
     names = tuple(dict.fromkeys(model or ())) or (() if pipe else sweeping.DRAWING)
     asked = sweeping.Sweep(
@@ -181,7 +189,7 @@ def sweep(
 def compile_ahead(
     model: _Model = None,
     pipe: _Pipe = None,
-    mode: _Mode = "exact",
+    mode: _Mode = "hybrid",
     backend: Annotated[str, typer.Option(help="inductor or tensorrt.")] = "inductor",
     scope: Annotated[str, typer.Option(help="stage, regional or whole.")] = "stage",
     height: _Height = None,
@@ -202,7 +210,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder for the package.")],
     model: _Model = None,
     pipe: _Pipe = None,
-    mode: _Mode = "exact",
+    mode: _Mode = "hybrid",
     form: Annotated[str, typer.Option("--format", help="aot or onnx.")] = "aot",
     height: _Height = None,
     width: _Width = None,

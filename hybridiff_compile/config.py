@@ -178,7 +178,7 @@ class Config:
     """
 
     gpus: int = 2
-    mode: Mode = "exact"
+    mode: Mode = "hybrid"
     lowering: Lowering = Lowering()
     L_slope: int | None = None
     eps_slope: float | None = None

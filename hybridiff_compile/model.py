@@ -93,7 +93,7 @@ class Model:
 
     def programs(self) -> list[dict[Phase, StepProgram]]:
         """The programs by phase, of every shape of call so far; each prints as text."""
-        return self.session().programs()
+        return [entry.programs for entry in self.session().entries.values()]
 
     def graphs(self) -> str:
         """Every rank's program for every phase, as text.

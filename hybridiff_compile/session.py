@@ -33,7 +33,7 @@ from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.runtime import memory, messages, traffic, weights
 from hybridiff_compile.runtime.attach import Attachment, check_call
 from hybridiff_compile.runtime.driver import Driver, one_thread
-from hybridiff_compile.runtime.fleet import Fleet, weights_file
+from hybridiff_compile.runtime.fleet import Start
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.runtime.run import Run
 
@@ -49,7 +49,7 @@ class Session:
         denoiser: nn.Module,
         config: Config,
         family: SwitchSettings,
-        start: Callable[[], Fleet],
+        start: Start,
         packaged: Callable[[], Mapping[Signature, Entry]] | None = None,
     ) -> None:
         self.report: RunReport | None = None
@@ -58,7 +58,7 @@ class Session:
         self._pipe, self.denoiser, self.config, self._family = pipe, denoiser, config, family
         self._start = start
         self._driver: Driver | None = None
-        self._weight_names: dict[int, str] = {}
+        self._weights: weights.Published | None = None
         self._packaged = packaged is not None
         self._entries: dict[Signature, Entry] = {}
         self._fingerprint = 0
@@ -118,8 +118,8 @@ class Session:
                 raise
             finally:
                 self._run = self._owner = None
-                if self._to_trim:  # capture and the first picture leave what no other picture needs
-                    self._to_trim = self._here.is_dry
+                if self._to_trim and not self._here.is_dry:
+                    self._to_trim = False  # the first picture leaves what no other one needs
                     memory.trim()
 
     @contextmanager
@@ -164,10 +164,6 @@ class Session:
     def entries(self) -> Mapping[Signature, Entry]:
         """What was captured, by the signature of the call."""
         return self._entries
-
-    def programs(self) -> list[dict[Phase, StepProgram]]:
-        """The programs of every captured signature, by phase."""
-        return [entry.programs for entry in self._entries.values()]
 
     @property
     def lacks(self) -> str:
@@ -238,13 +234,13 @@ class Session:
         if self._packaged:
             raise PackageError(not_packaged(call, list(self._entries)))
         self._captures += 1
-        dump = self.config.dump
-        if dump:
-            dump /= call_name(self._captures, next(iter(call.tensors().values())))
-        own_forward = self.attachment.bypassed()
-        with one_compiler, memory.uncollected(), one_thread(self.device), own_forward:
-            entry = capture_entry(self.denoiser, call, batched, self.config, dump)
-        self._load(self._connect(), entry)
+        name = call_name(self._captures, next(iter(call.tensors().values())))
+        dump = self.config.dump and self.config.dump / name
+        with memory.uncollected():
+            with one_compiler, one_thread(self.device), self.attachment.bypassed():
+                entry = capture_entry(self.denoiser, call, batched, self.config, dump)
+            self._load(self._connect(), entry)
+            memory.trim()
         self._to_trim = True
         logger.info("captured %s for %d ranks", type(self.denoiser).__name__, self.config.gpus)
         return entry
@@ -252,19 +248,25 @@ class Session:
     def _connect(self) -> Driver:
         """The driver of a worker that is there: a new one if the last one is gone."""
         if self._driver is None or not self._driver.fleet.is_open:
-            self._driver = Driver(self._start(), self.device)
+            self._weights = None
+            self._driver = Driver(self._start(self._get_ready), self.device)
             if self.config.lowering.backend == "inductor":
                 self._driver.fleet.send(messages.Warm(self.config.lowering))
-            self._weight_names = {}
             for entry in self._entries.values():
                 self._load(self._driver, entry)
         return self._driver
 
+    def _get_ready(self) -> None:
+        """While a worker starts, do what needs none."""
+        lower.get_ready(self.config.lowering, self.device)
+        if self._entries:  # they are loaded next
+            self._weights = weights.Published(self.denoiser)
+
     def _load(self, driver: Driver, entry: Entry) -> None:
-        if not self._weight_names:
-            with weights_file() as path:
-                manifest, self._weight_names = weights.publish(self.denoiser, path)
-                driver.fleet.ask(messages.Weights(path, manifest))
+        shared = self._weights = self._weights or weights.Published(self.denoiser)
+        if shared.path is not None:
+            driver.fleet.ask(messages.Weights(shared.path, shared.manifest))
+            shared.close()
             self._fingerprint = fingerprint(self.denoiser)
         how, count = self.config.lowering, len(entry.programs)
         both = [RankProgram.of(p, r) for r in range(2) for p in entry.programs.values()]
@@ -272,7 +274,7 @@ class Session:
             prepared = lower.prepare(both, how)
             own, peer = prepared[:count], prepared[count:]
             begin = partial(lower.begin, own, how, self.device, tell=self.tell)
-            driver.load(entry.key, peer, self._weight_names, how, begin)
+            driver.load(entry.key, peer, shared.names, how, begin)
 
     def _forget_if_changed(self) -> None:
         """Capture again what no longer is what was captured: a LoRA loaded, `to()`, new weights."""
@@ -287,7 +289,7 @@ class Session:
         if self._driver is not None and self._driver.fleet.is_open:
             self._driver.unload([e.key for e in self._entries.values()])
         self._entries.clear()
-        self._weight_names = {}
+        self._weights = None
         self.device = device_of(self.denoiser)
 
     def _say_once(self, text: str) -> None:

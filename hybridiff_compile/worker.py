@@ -65,8 +65,8 @@ class Worker:
             case messages.Finish(key):
                 self._rank.load(key, self._finish())
                 self._finish = list
-                memory.trim()
                 messages.send(self._connection, self._status())
+                memory.trim()
             case messages.Unload(keys):
                 self._rank.unload(*keys)
             case messages.Ask():

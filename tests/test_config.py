@@ -55,8 +55,12 @@ def test_forced_tau1_replaces_the_cap_in_the_check():
 
 
 def test_exact_mode_never_switches():
-    assert Config().switching(UNET_SWITCHING, 50) is None
-    assert Config(gpus=1).switching(UNET_SWITCHING, 1) is None
+    assert Config(mode="exact").switching(UNET_SWITCHING, 50) is None
+    assert Config(gpus=1, mode="exact").switching(UNET_SWITCHING, 1) is None
+
+
+def test_hybrid_is_the_default():
+    assert isinstance(Config().switching(UNET_SWITCHING, 50), Controlled)
 
 
 def test_pipelined_steps_may_end_with_the_run_but_not_after_it():

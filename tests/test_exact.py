@@ -18,14 +18,14 @@ Pair = tuple[Any, Any]
 @pytest.fixture(scope="module")
 def sdxl() -> Iterator[Pair]:
     """(optimized model, untouched pipeline)."""
-    with hybridiff_compile.optimize(pipelines.load("tiny-sdxl")) as model:
+    with hybridiff_compile.optimize(pipelines.load("tiny-sdxl"), mode="exact") as model:
         yield model, pipelines.load("tiny-sdxl")
 
 
 @pytest.fixture(scope="module")
 def sd3() -> Iterator[Pair]:
     """(optimized model, untouched pipeline)."""
-    with hybridiff_compile.optimize(pipelines.load("tiny-sd3")) as model:
+    with hybridiff_compile.optimize(pipelines.load("tiny-sd3"), mode="exact") as model:
         yield model, pipelines.load("tiny-sd3")
 
 

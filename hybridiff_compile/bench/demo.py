@@ -1,4 +1,4 @@
-"""`hybridiff demo`: one device, exact and paper side by side, as a table and two images."""
+"""`hybridiff demo`: one device, exact, paper and hybrid side by side, as a table and two images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from hybridiff_compile.quality import psnr_db, to_bytes
 #: The models whose pictures show something; the pictures of the others are noise.
 DRAWING = ("tiny-sdxl", "tiny-sd3")
 #: The modes whose pictures are shown, with the words above them.
-SHOWN: Mapping[figures.Mode, str] = {"one-device": "one device", "exact": "exact", "paper": "paper"}
+SHOWN: Mapping[figures.Mode, str] = {
+    "one-device": "one device",
+    "exact": "exact",
+    "paper": "paper",
+    "hybrid": "hybrid",
+}
 SHOWN_PROMPTS = 5
 PROMPT_SEED = 1
 FOOTNOTE = (

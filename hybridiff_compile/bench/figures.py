@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from hybridiff_compile.config import Estimator
+
 Mode = Literal["one-device", "one-device-apart", "exact", "paper", "hybrid", "guided", "forecast"]
 PhaseName = Literal["serial", "pipelined", "forecast"]
 Backend = Literal["eager", "inductor", "aot", "onnx", "tensorrt"]
@@ -48,6 +50,7 @@ class Row(_Record):
         tau1, k: first step of the phase that was switched to, and number of its steps, as used.
         m: in a group of m steps one is computed; in mode `hybrid`, one at least.
         tolerance: largest error of an extrapolated step, as in `Controlled`.
+        estimator: how steps were extrapolated.
         steps_by_phase: number of steps that lie in each phase.
         forwards_per_rank: of batch B, for one picture on two ranks, mean over pictures: 1 a serial
             step, 1/2 a pipelined one, 0 an extrapolated one, whatever the ranks of this row.
@@ -87,6 +90,7 @@ class Row(_Record):
     k: PositiveInt | None = None
     m: PositiveInt | None = None
     tolerance: NonNegativeFloat | None = None
+    estimator: Estimator | None = None
     steps_by_phase: dict[PhaseName, NonNegativeInt] | None = None
     forwards_per_rank: NonNegativeFloat | None = None
     seconds: NonNegativeFloat | None = None

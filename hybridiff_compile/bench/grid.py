@@ -19,9 +19,9 @@ MODES: tuple[config.Mode, ...] = ("exact", *COMPARED)
 _TAKES: dict[str, tuple[str, ...]] = {
     "exact": (),
     "paper": ("tau1", "k"),
-    "guided": ("tau1", "k", "m"),
-    "forecast": ("tau1", "k", "m"),
-    "hybrid": ("m", "tolerance"),
+    "guided": ("tau1", "k", "m", "estimator"),
+    "forecast": ("tau1", "k", "m", "estimator"),
+    "hybrid": ("m", "tolerance", "estimator"),
 }
 
 
@@ -38,6 +38,7 @@ class Point:
     k: int | None = None
     m: int | None = None
     tolerance: float | str | None = None
+    estimator: config.Estimator | None = None
     as_paper: bool = False
 
     @property
@@ -67,9 +68,11 @@ class Point:
         """
         switching = Config(**self.settings()).switching(family, steps)
         if isinstance(switching, Pinned):
-            return {"tau1": switching.tau1, "k": switching.k, "m": switching.m}
+            pinned = {"tau1": switching.tau1, "k": switching.k, "m": switching.m}
+            return {**pinned, "estimator": switching.estimator}
         if isinstance(switching, Controlled):
             found = {"m": switching.m, "tolerance": switching.tolerance}
+            found |= {"estimator": switching.estimator}
             return {"tau1": None, "k": None, **found}  # the pictures' own say nothing of them
         return {}
 
@@ -92,18 +95,21 @@ def points(
     k: Sequence[int] = (),
     m: Sequence[int] = (),
     tolerance: Sequence[str] = (),
+    estimator: Sequence[str] = (),
 ) -> tuple[Point, ...]:
     """The points to run: STANDARD, or every combination of what was given.
 
     Args:
         modes: those of COMPARED if none is given.
-        tau1, k, m, tolerance: each mode takes what it knows of them; tolerances are numbers, or
-            names of TOLERANCES.
+        tau1, k, m, tolerance, estimator: each mode takes what it knows of them; tolerances are
+            numbers, or names of TOLERANCES.
 
     Raises:
         ConfigError: an unknown mode or tolerance, or a setting that none of the modes takes.
     """
-    given = {"tau1": tau1, "k": k, "m": m, "tolerance": [_tolerance(t) for t in tolerance]}
+    tolerances = [_tolerance(t) for t in tolerance]
+    given: dict[str, Sequence[Any]] = {"tau1": tau1, "k": k, "m": m}
+    given |= {"tolerance": tolerances, "estimator": estimator}
     given = {name: tuple(dict.fromkeys(values)) for name, values in given.items() if values}
     if not modes and not given:
         return STANDARD
@@ -143,9 +149,11 @@ def _tolerance(text: str) -> float | str:
 
 def label(row: Row) -> str:
     """A row in a few words: `paper k=5`, `forecast k=40 m=2`, `hybrid 0.02`."""
-    if row.mode == "hybrid":
-        return f"hybrid {row.tolerance:g}"
     parts = [row.mode, f"k={row.k}" if row.k else "", f"m={row.m}" if _shows_m(row) else ""]
+    if row.mode == "hybrid":
+        parts = [f"hybrid {row.tolerance:g}"]
+    if row.estimator not in (None, "linear"):  # the default
+        parts.append(row.estimator)
     return " ".join(part for part in parts if part)
 
 

@@ -23,6 +23,7 @@ MODES: Mapping[Mode, dict[str, Any] | None] = {
     "one-device-apart": {"gpus": 1, "mode": "exact"},
     "exact": {"gpus": 2, "mode": "exact"},
     "paper": {"gpus": 2, "mode": "paper"},
+    "hybrid": {"gpus": 2, "mode": "hybrid"},
 }
 
 

@@ -34,7 +34,7 @@ class Wanted:
 
     model: str | None
     pipe: Path | None
-    mode: Any = "exact"
+    mode: Any = "hybrid"
     height: int | None = None
     width: int | None = None
     images: int = 1

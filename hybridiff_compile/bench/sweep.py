@@ -185,7 +185,7 @@ def _measure(
     what = {"command": "sweep", **setting.what()}
     judged = judge if setting.is_judged else None
     try:
-        reference = make(summary.REFERENCE, {"gpus": 1})
+        reference = make(summary.REFERENCE, {"gpus": 1, "mode": "exact"})
         yield summary.row(summary.REFERENCE, reference, reference, judge=judged, ranks=1, **what)
         paper: figures.Row | None = None
         for asked_for in points:

@@ -12,7 +12,7 @@ from hybridiff_compile.bench.figures import Environment, Row
 from hybridiff_compile.bench.tables import Column, by_phase, number
 
 #: A terminal that is narrower had better wrap the lines than cut the figures.
-WIDTH = 132
+WIDTH = 142
 FOOTNOTE = (
     "Steps: those that lie in each phase, of the picture with the median cost. Cost: forwards of "
     "one branch that each of two ranks runs for a picture (a serial step 1, a pipelined one 1/2, "
@@ -38,7 +38,8 @@ COLUMNS: tuple[Column, ...] = (
     ("k", "", lambda row: number(row.k, "d")),
     ("m", "", lambda row: number(row.m, "d")),
     ("toler-", "ance", lambda row: number(row.tolerance, "g")),
-    ("serial / pip.", "/ forecast", lambda row: _phases(row)),
+    ("estimator", "", lambda row: row.estimator or tables.NOT_MEASURED),
+    ("serial / pip.", "/ forecast", lambda row: by_phase(row.steps_by_phase, "d")),
     ("cost", "forwards", lambda row: number(row.forwards_per_rank, ".1f")),
     ("speed-up", "by cost", lambda row: number(by_cost(row), ".2f")),
     ("picture", "s", lambda row: number(row.seconds, ".2f")),
@@ -72,7 +73,3 @@ def show(rows: Sequence[Row], where: Environment, console: Console) -> None:
         style="dim",
         highlight=False,
     )
-
-
-def _phases(row: Row) -> str:
-    return by_phase(row.steps_by_phase, "d", zeros=True)

@@ -14,7 +14,7 @@ from rich.table import Table
 from hybridiff_compile.bench.figures import PhaseName, Row
 
 NOT_MEASURED = "-"
-PHASES = "serial /\npipelined"
+PHASES = "serial / pip.\n/ forecast"
 #: Head, unit, text of the cell.
 Column = tuple[str, str, Callable[[Row], str]]
 
@@ -101,12 +101,11 @@ def number(value: float | None, form: str, scale: float = 1) -> str:
     return NOT_MEASURED if value is None else format(value * scale, form)
 
 
-def by_phase(values: Mapping[PhaseName, float] | None, form: str, *, zeros: bool = False) -> str:
-    """The figures of the phases that occurred, or of all phases, or a dash."""
-    known = values or {}
-    names = [p for p in get_args(PhaseName) if known.get(p) or (zeros and p in known)]
-    shown = [format(known[p], form) for p in names]
-    return " / ".join(shown) or NOT_MEASURED
+def by_phase(values: Mapping[PhaseName, float] | None, form: str) -> str:
+    """The figures of all phases, a dash for one that did not occur; or one dash."""
+    if not values:
+        return NOT_MEASURED
+    return " / ".join(number(values.get(phase), form) for phase in get_args(PhaseName))
 
 
 def right(row: Row) -> str:

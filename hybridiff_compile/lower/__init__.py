@@ -40,6 +40,14 @@ def prepare(programs: Sequence[RankProgram], how: Lowering) -> list[RankProgram]
     return [replace(p, module=m) for p, m in zip(programs, modules, strict=True)]  # pyright: ignore
 
 
+def get_ready(how: Lowering, device: torch.device) -> None:
+    """Import this process's compiler and let it look at the machine; see `inductor.get_ready`."""
+    if how.backend == "inductor":
+        from hybridiff_compile.lower import inductor
+
+        inductor.get_ready(device)
+
+
 def warm(how: Lowering, device: torch.device) -> None:
     """Fill the compiler's cache with what does not depend on the graph: it takes many seconds.
 

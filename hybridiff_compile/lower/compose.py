@@ -24,8 +24,13 @@ def parts(programs: Sequence[RankProgram], scope: Scope) -> list[fx.GraphModule]
 
 
 def children(module: fx.GraphModule) -> list[fx.GraphModule]:
-    """The graph modules that a graph module calls."""
-    return [child for child in module.children() if isinstance(child, fx.GraphModule)]
+    """The graph modules that a graph module calls, in the order of their first call.
+
+    By the graph and not by its attributes, whose order is another one where it was rebuilt: the
+    ranks must count the same parts in the same order.
+    """
+    called = (module.get_submodule(n.target) for n in module.graph.nodes if n.op == "call_module")
+    return [child for child in dict.fromkeys(called) if isinstance(child, fx.GraphModule)]
 
 
 def owners(sizes: Sequence[int], ranks: int) -> list[int]:

@@ -47,6 +47,15 @@ def compile_flat(
         )
 
 
+def get_ready(device: torch.device) -> None:
+    """Import the compiler, and on a CPU let it try instruction sets: a second or two of waiting."""
+    from torch._inductor import compile_fx, cpu_vec_isa
+
+    assert compile_fx is not None  # imported for the next use
+    if device.type == "cpu":
+        cpu_vec_isa.pick_vec_isa()
+
+
 def has_cuda_graphs(mode: CompileMode) -> bool:
     """Whether a mode lets Inductor record what it compiles for a GPU as CUDA graphs."""
     from torch import _inductor as inductor

@@ -11,8 +11,8 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -29,6 +29,9 @@ _START_SECONDS = 120
 _LAST_WORDS_SECONDS = 5
 _LAST_LINES = 20
 _LOG = "rank1.log"
+
+#: Starts a worker and calls what can be done meanwhile.
+Start = Callable[[Callable[[], None]], "Fleet"]
 
 _keys = itertools.count()
 
@@ -178,12 +181,13 @@ def _last_words(code: int | None, log: Path) -> str:
     )
 
 
-def start(device: torch.device, peer: torch.device) -> Fleet:
+def start(device: torch.device, peer: torch.device, meanwhile: Callable[[], None]) -> Fleet:
     """Start one worker as a process of its own and connect to it.
 
     Args:
         device: of this process (rank 0).
         peer: device of the worker (rank 1).
+        meanwhile: called while the worker imports torch, which takes a second.
 
     Raises:
         WorkerError: it did not come up.
@@ -209,6 +213,7 @@ def start(device: torch.device, peer: torch.device) -> Fleet:
         )
     connection = Connection(ours.detach())
     try:
+        meanwhile()
         _hello(connection, process, log)
         store = dist.FileStore(str(store_file), 2)
         groups = ops.connect(store, 0, 2, device, loopback=True)
@@ -247,23 +252,3 @@ def remove_folder(store: Path) -> None:
         file.unlink(missing_ok=True)
     with suppress(OSError):  # the other side was first
         store.parent.rmdir()
-
-
-@contextmanager
-def weights_file() -> Iterator[Path]:
-    """A file for weights to be mapped from; it is gone at the end, the mappings stay.
-
-    On Linux it never has a name that could outlive a driver that is killed meanwhile: a worker
-    finds it among the driver's open files.
-    """
-    handle, name = tempfile.mkstemp(prefix="hybridiff-weights-")
-    nameless = Path(f"/proc/{os.getpid()}/fd/{handle}")
-    try:
-        if nameless.exists():
-            Path(name).unlink()
-            yield nameless
-        else:
-            yield Path(name)
-    finally:
-        os.close(handle)
-        Path(name).unlink(missing_ok=True)

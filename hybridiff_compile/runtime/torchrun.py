@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
@@ -44,9 +45,15 @@ def store() -> dist.Store:
     return dist.PrefixStore("hybridiff", existing)
 
 
-def drive(device: torch.device) -> Fleet:
-    """On rank 0: connect to rank 1, once in this process; models share the connection."""
+def drive(device: torch.device, meanwhile: Callable[[], None]) -> Fleet:
+    """On rank 0: connect to rank 1, once in this process; models share the connection.
+
+    Args:
+        device: of this process.
+        meanwhile: called first; the launcher has started rank 1 beside this one.
+    """
     global _fleet
+    meanwhile()
     if _fleet is not None:
         return _fleet
     shared = store()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,32 @@ class Weight:
 
 #: Weights by name.
 Manifest = dict[str, Weight]
+
+
+class Published:
+    """A module's weights in a file that workers map; see `publish`.
+
+    Attributes:
+        path: of the file; None once it is closed.
+        manifest: where in the file each weight lies.
+        names: of the weights, by the `id` of their tensor objects.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Publish them.
+
+        Raises:
+            SpaceError: the file's folder has no room for them.
+        """
+        with ExitStack() as files:
+            self.path: Path | None = files.enter_context(weights_file())
+            self.manifest, self.names = publish(module, self.path)
+            self._files = files.pop_all()
+
+    def close(self) -> None:
+        """After all workers have mapped it: the file is gone, the mappings stay."""
+        self.path = None
+        self._files.close()
 
 
 def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str]]:
@@ -89,3 +117,23 @@ def attach(path: Path, manifest: Manifest, device: torch.device) -> dict[str, to
     storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=path.stat().st_size)
     views = {name: weight.view(storage) for name, weight in manifest.items()}
     return {name: view.to(device) for name, view in views.items()}
+
+
+@contextmanager
+def weights_file() -> Iterator[Path]:
+    """A file for weights to be mapped from; it is gone at the end, the mappings stay.
+
+    On Linux it never has a name that could outlive a driver that is killed meanwhile: a worker
+    finds it among the driver's open files.
+    """
+    handle, name = tempfile.mkstemp(prefix="hybridiff-weights-")
+    nameless = Path(f"/proc/{os.getpid()}/fd/{handle}")
+    try:
+        if nameless.exists():
+            Path(name).unlink()
+            yield nameless
+        else:
+            yield Path(name)
+    finally:
+        os.close(handle)
+        Path(name).unlink(missing_ok=True)

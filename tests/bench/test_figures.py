@@ -148,15 +148,15 @@ def test_the_terminal_table_shows_every_figure_and_a_dash_for_the_others():
         "paper",
         "0.50",
         "2.50",
-        "16.0 / 8.2",
-        "45 / 5",
+        "16.0 / 8.2 / -",
+        "45 / 5 / -",
         "-",
         "0",
         "1.50",
         "18 of 24",
     ]
     assert cells("one-device")[-4:] == ["98.8", "2.5e-06", "-", "-"]
-    assert cells("one-device-apart") == ["one-device-apart", *"--", "30.0", *"-----"]
+    assert cells("one-device-apart") == ["one-device-apart", *"--", "30.0 / - / -", *"-----"]
     assert any("T(2B)/T(B) = 1.60" in line for line in lines)
 
 
@@ -165,7 +165,7 @@ def test_the_markdown_table_has_a_line_for_every_row():
     assert len(lines) == 2 + len(ROWS)
     assert len({line.count("|") for line in lines}) == 1
     assert lines[0].startswith(
-        "| model | mode | picture s | speed-up | step ms serial / pipelined |"
+        "| model | mode | picture s | speed-up | step ms serial / pip. / forecast |"
     )
     assert lines[-1].endswith("| 1.50 | 18 of 24 |")
 

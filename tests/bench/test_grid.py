@@ -14,17 +14,23 @@ def row(mode: Any, **found: Any) -> Row:
     return Row(command="sweep", model="a", mode=mode, **found)
 
 
+LINEAR = {"estimator": "linear"}
+
+
 def test_a_plain_sweep_compares_what_the_readme_compares():
     assert points() == STANDARD
     paper = row("paper", tau1=15, k=5)
     used = [(p.mode, p.resolved(paper).used(UNET_SWITCHING, 50)) for p in STANDARD]
     assert used == [
         ("paper", {}),  # the pictures' own: it is found from the discrepancy
-        ("guided", {"tau1": 15, "k": 5, "m": 1}),
-        ("guided", {"tau1": 6, "k": 40, "m": 1}),
-        ("forecast", {"tau1": 6, "k": 40, "m": 2}),
-        ("forecast", {"tau1": 6, "k": 40, "m": 4}),
-        ("hybrid", {"tau1": None, "k": None, "m": 4, "tolerance": TOLERANCES["balanced"]}),
+        ("guided", {"tau1": 15, "k": 5, "m": 1, **LINEAR}),
+        ("guided", {"tau1": 6, "k": 40, "m": 1, **LINEAR}),
+        ("forecast", {"tau1": 6, "k": 40, "m": 2, **LINEAR}),
+        ("forecast", {"tau1": 6, "k": 40, "m": 4, **LINEAR}),
+        (
+            "hybrid",
+            {"tau1": None, "k": None, "m": 4, "tolerance": TOLERANCES["balanced"], **LINEAR},
+        ),
     ]
     assert [p.gpus for p in STANDARD] == [2, 2, 2, 1, 1, 1]
 

@@ -156,13 +156,14 @@ def test_the_demo_on_tiny_sd3(tmp_path):
     console = Console(quiet=True)
     run(Demo(("tiny-sd3",), steps=10, prompts=2, out=out, json=json_file), console)
     rows = {row["mode"]: row for row in json.loads(json_file.read_text())["rows"]}
-    assert list(rows) == ["one-device", "one-device-apart", "exact", "paper"]
+    assert list(rows) == ["one-device", "one-device-apart", "exact", "paper", "hybrid"]
     assert (rows["exact"]["max_abs_error"], rows["exact"]["psnr_db"]) == (0.0, 100.0)
     assert rows["exact"]["steps_by_phase"] == {"serial": 10, "pipelined": 0, "forecast": 0}
     # The paper's constants for a transformer (k = 5 at most from step 40 on), scaled to 10 steps.
     assert rows["paper"]["steps_by_phase"] == {"serial": 9, "pipelined": 1, "forecast": 0}
     assert (rows["paper"]["k"], rows["paper"]["tau1"] <= 8) == (1, True)
     assert rows["paper"]["max_abs_error"] > 0
+    assert sum(rows["hybrid"]["steps_by_phase"].values()) == 10
     assert rows["paper"]["bytes_sent"] > rows["exact"]["bytes_sent"] * 0.5 > 0
     assert rows["one-device"]["max_abs_error"] < 1e-3
     assert all(row["prompts"] == 2 and row["runs"] == 2 for row in rows.values())

@@ -100,7 +100,7 @@ def test_compile_tells_seconds_and_graphs_of_every_rank(monkeypatch):
     result = runner.invoke(app, [*command, "--height", "64", "--width", "64"])
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert "exact, inductor, regional: all ranks ready in" in lines[0]
+    assert "hybrid, inductor, regional: all ranks ready in" in lines[0]
     assert lines[1:3] == ["rank 0: 1 compiled graphs", "rank 1: 2 compiled graphs"]
     assert lines[3].startswith("the cache is /")
     assert asked == {"backend": "inductor", "scope": "regional"}

@@ -2,7 +2,7 @@ import torch
 from torch import fx, nn
 
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.lower.compose import compose, owners, parts, replace
+from hybridiff_compile.lower.compose import children, compose, owners, parts, replace
 from tests.lower import embedded
 from tests.lower.graphs import chain, layer
 
@@ -37,6 +37,15 @@ def test_parts_of_the_regional_scope_are_the_graphs_inside_the_stages():
     next(iter(graph.nodes)).meta["val"] = torch.zeros(2, 4)
     outer = fx.GraphModule({"block0": inner, "other": nn.Identity()}, graph)
     assert parts([chain(outer, layer(seed=1))], "regional") == [inner]
+
+
+def test_parts_come_in_the_order_of_their_calls_whatever_that_of_the_attributes():
+    first, second = layer(seed=0), layer(seed=1)
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_module("block1", (graph.call_module("block0", (x,)),)))
+    for blocks in ({"block0": first, "block1": second}, {"block1": second, "block0": first}):
+        assert children(fx.GraphModule(blocks, graph)) == [first, second]
 
 
 def test_owners_balance_by_size():

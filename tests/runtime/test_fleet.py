@@ -21,6 +21,7 @@ import hybridiff_compile
 from hybridiff_compile import ops
 from hybridiff_compile.errors import WorkerError
 from hybridiff_compile.runtime import fleet, messages
+from hybridiff_compile.runtime.weights import weights_file
 from tests import pipelines
 
 NAME = "tiny-sd3"
@@ -110,7 +111,7 @@ def test_a_launched_rank_that_died_is_an_error_every_time(
     kill_idle_worker(model)
     workers = model._session._driver.fleet
     monkeypatch.setattr(workers, "_process", None)  # as under torchrun, which also hands out
-    monkeypatch.setattr(model._session, "_start", lambda: workers)  # the same one again
+    monkeypatch.setattr(model._session, "_start", lambda meanwhile: workers)  # the same one again
     for _ in range(2):
         with pytest.raises(WorkerError, match=r"which a launcher started, is gone.*Start the scr"):
             pipelines.latents(model, NAME)
@@ -122,7 +123,7 @@ def test_modules_in_the_working_directory_do_not_stand_in_for_a_workers(
     for name in ("random", "torch", "argparse"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the user')")
     monkeypatch.chdir(tmp_path)
-    fleet.start(torch.device("cpu"), torch.device("cpu")).close()
+    fleet.start(torch.device("cpu"), torch.device("cpu"), lambda: None).close()
 
 
 def test_a_worker_that_fails_shows_its_last_lines(
@@ -229,7 +230,7 @@ def test_the_weights_file_has_no_name_that_could_be_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with fleet.weights_file() as path:
+    with weights_file() as path:
         assert not list(tmp_path.iterdir())
         path.write_bytes(b"weights")
         read = [sys.executable, "-c", f"print(open({str(path)!r}).read())"]

@@ -54,13 +54,13 @@ def test_a_process_set_like_another_may_be_asked_by_the_older_names_too(precisio
 
 def test_exact_keeps_the_bits_of_a_driver_with_another_attention():
     def apart() -> torch.Tensor:
-        with hybridiff_compile.optimize(pipelines.shallow(), gpus=1) as model:
+        with hybridiff_compile.optimize(pipelines.shallow(), gpus=1, mode="exact") as model:
             return pipelines.latents(model, "tiny-sd3", num_inference_steps=2)
 
     before = apart()
     torch.backends.cuda.enable_flash_sdp(False)
     expected = apart()
-    with hybridiff_compile.optimize(pipelines.shallow()) as model:
+    with hybridiff_compile.optimize(pipelines.shallow(), mode="exact") as model:
         result = pipelines.latents(model, "tiny-sd3", num_inference_steps=2)
     assert torch.equal(result, expected)
     assert not torch.equal(expected, before)

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from hybridiff_compile.errors import SpaceError
-from hybridiff_compile.runtime.fleet import weights_file
-from hybridiff_compile.runtime.weights import attach, publish
+from hybridiff_compile.runtime.weights import attach, publish, weights_file
 
 CPU = torch.device("cpu")
 
