@@ -28,7 +28,7 @@ from hybridiff_compile.entry import (
 )
 from hybridiff_compile.errors import ConfigError, PackageError
 from hybridiff_compile.here import Here, Prepared
-from hybridiff_compile.ir import Phase, RankProgram, StepProgram
+from hybridiff_compile.ir import Phase, RankProgram
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.runtime import memory, messages, traffic, weights
 from hybridiff_compile.runtime.attach import Attachment, check_call
