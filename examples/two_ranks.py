@@ -19,12 +19,14 @@ def main() -> None:
     """Make the picture, save it and print the report."""
     prompt = sys.argv[1] if len(sys.argv) > 1 else PROMPT
     pipe = models.load("tiny-sdxl")
-    with hybridiff_compile.optimize(pipe, gpus=2, mode="paper") as model:
+    with hybridiff_compile.optimize(pipe, gpus=2) as model:
         image = model(prompt, **models.call_settings("tiny-sdxl")).images[0]
         image.save("two_ranks.png")
         report = model.report
     print(f"{len(report.steps)} steps on {report.ranks} ranks: {report.steps_by_phase}")
-    print(f"pipelined from step {report.tau1} up to {report.tau2}, {report.bytes_sent} bytes sent")
+    print(
+        f"extrapolated within steps {report.tau1} .. {report.tau2}, {report.bytes_sent} bytes sent"
+    )
     print("wrote two_ranks.png")
 
 

@@ -148,7 +148,7 @@ def sweep(
         typer.Option(help="ddim, euler, dpm++2m, flow-euler  [default: the pipeline's]"),
     ] = None,
     steps: Annotated[list[int] | None, typer.Option(help="Denoising steps  [default: 50]")] = None,
-    prompts: Annotated[int, typer.Option(help="Pictures that each point makes, 64 at most.")] = 8,
+    prompts: Annotated[int, typer.Option(help="Pictures that each point makes, 200 at most.")] = 8,
     out: Annotated[Path, typer.Option(help="Folder for the plot and the table.")] = Path("sweep"),
     json: Annotated[
         Path | None, typer.Option(help="File for the figures  [default: figures.json in OUT]")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -36,13 +37,14 @@ _NO_TAG = 1 << 30
 #: Process groups of one set of ranks, by name; see `group_name`.
 Groups = dict[str, Any]
 
+_STAMP = "stamp"
 _active = threading.local()  # models of several threads each talk to their own worker
 _sent_bytes = 0
 
 
 def group_name(src: int, dst: int, *, stamp: bool = False) -> str:
     """Name of the group that carries data, or phase stamps, from `src` to `dst`."""
-    return f"{'stamp' if stamp else 'data'}{src}to{dst}"
+    return f"{_STAMP if stamp else 'data'}{src}to{dst}"
 
 
 def connect(
@@ -79,6 +81,12 @@ def activate(groups: Groups) -> None:
     """Begin a step: the ops that run from now on in this thread use these groups."""
     _active.groups = groups
     _active.started = []
+    _active.last_sent = None
+
+
+def last_sent() -> float | None:
+    """When the last value of this thread's step left, on the monotonic clock; None if none did."""
+    return getattr(_active, "last_sent", None)
 
 
 def abandon() -> None:
@@ -186,6 +194,8 @@ def send(x: torch.Tensor, dst: int, tag: int, group: str) -> torch.Tensor:
     token = torch.empty(0, dtype=torch.uint8)
     _register_work(token, _group(group).send([x.contiguous()], dst, tag))
     _active.started.append(token)
+    if not group.startswith(_STAMP):
+        _active.last_sent = time.monotonic()
     _sent_bytes += x.numel() * x.element_size()
     return token
 

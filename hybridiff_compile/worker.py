@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import threading
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -70,7 +71,8 @@ class Worker:
             case messages.Unload(keys):
                 self._rank.unload(*keys)
             case messages.Ask():
-                messages.send(self._connection, self._status())
+                status = replace(self._status(), steps=self._rank.take_steps())
+                messages.send(self._connection, status)
             case messages.Status():
                 raise RuntimeError("a worker answers, it is not answered")
 

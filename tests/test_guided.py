@@ -51,6 +51,23 @@ def plain(name: str) -> torch.Tensor:
     return _plain[name]
 
 
+def test_the_report_tells_when_each_rank_computed():
+    with hybridiff_compile.optimize(pipelines.shallow(), mode="guided", tau1=2, k=3) as model:
+        for _ in range(2):
+            pipelines.latents(model, "tiny-sd3", num_inference_steps=7)
+        report = model.report
+    assert [[s.step for s in steps] for steps in report.rank_steps] == [list(range(7))] * 2
+    for first, second in zip(*report.rank_steps, strict=True):
+        assert second.sent is not None
+        assert second.begin < second.sent <= second.end
+        assert first.begin < second.sent < first.end  # it waits for what rank 1 sends
+        if first.step in range(2, 5):  # guided
+            assert first.sent is not None
+            assert first.begin < first.sent < second.end
+        else:  # a serial step has only its stamp to send
+            assert first.sent is None
+
+
 def test_forecast_on_one_device_is_that_of_two_ranks():
     expected, _ = reference("tiny-sd3", "forecast", 2, 8, 3)
     settings: Any = {"mode": "forecast", "tau1": 2, "k": 8, "m": 3, "gpus": 1}

@@ -35,8 +35,8 @@ from hybridiff_compile.quality import ssim, to_bytes
 #: The models whose pictures show something; the pictures of the other are noise.
 DRAWING = ("tiny-sdxl", "tiny-sd3")
 PROMPT_SEED = 1
-#: There are as many captions in the set that claims are made on.
-MOST_PROMPTS = 64
+#: The most that any claim of the README is made on.
+MOST_PROMPTS = 200
 
 
 @dataclass(frozen=True)

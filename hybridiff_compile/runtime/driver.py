@@ -16,6 +16,7 @@ from hybridiff_compile.layout import Layout
 from hybridiff_compile.runtime import messages, numerics, transfer
 from hybridiff_compile.runtime.fleet import Fleet
 from hybridiff_compile.runtime.rank import Rank
+from hybridiff_compile.runtime.report import Traffic
 
 #: A tensor that travelled, and its version counter then; kept, so that its memory is not reused.
 _Sent = tuple[torch.Tensor, int | None]
@@ -101,11 +102,12 @@ class Driver:
                 self._peer.pop((key, phase), None)
         self.fleet.send(messages.Unload(tuple(keys)))
 
-    def traffic(self) -> tuple[int, float]:
-        """Bytes sent by both ranks since the start, and the worker's memory in MB."""
+    def traffic(self) -> Traffic:
+        """What both ranks have sent since the start, and their steps since this was last asked."""
         status = self.fleet.ask(messages.Ask())
         own = ops.sent_bytes() - self._sent_before + self.fleet.sent_bytes
-        return own + status.sent_bytes, status.rss_mb
+        steps = (self._rank.take_steps(), status.steps)
+        return Traffic(own + status.sent_bytes, status.rss_mb, steps)
 
     def release(self) -> None:
         """Give the worker up: end it, or leave it to the other models that share it."""

@@ -12,7 +12,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -212,20 +212,17 @@ def start(device: torch.device, peer: torch.device, meanwhile: Callable[[], None
             start_new_session=True,
         )
     connection = Connection(ours.detach())
-    try:
+    with ExitStack() as undo:
+        undo.callback(remove_folder, store_file)
+        undo.callback(_end, connection, process)
         meanwhile()
-        _hello(connection, process, log)
-        store = dist.FileStore(str(store_file), 2)
-        groups = ops.connect(store, 0, 2, device, loopback=True)
-    except RuntimeError as e:
-        error = WorkerError(_last_words(_exit_code(process), log))
-        _end(connection, process)
-        remove_folder(store_file)
-        raise error from e
-    except BaseException:
-        _end(connection, process)
-        remove_folder(store_file)
-        raise
+        try:
+            _hello(connection, process, log)
+            store = dist.FileStore(str(store_file), 2)
+            groups = ops.connect(store, 0, 2, device, loopback=True)
+        except RuntimeError as e:
+            raise WorkerError(_last_words(_exit_code(process), log)) from e
+        undo.pop_all()
     fleet = Fleet(connection, groups, process, log)
     weakref.finalize(fleet, remove_folder, store_file)
     return fleet

@@ -11,6 +11,7 @@ from hybridiff_compile import ops
 from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.runtime.numerics import Numerics
+from hybridiff_compile.runtime.report import RankStep
 from hybridiff_compile.runtime.weights import Manifest
 
 #: The link that carries fed inputs has a tag above those of the programs' own links.
@@ -89,12 +90,17 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A worker's answer: it is there, and what it has used since it started."""
+    """A worker's answer: it is there, what it has used since it started, and its last steps.
+
+    Attributes:
+        steps: those that it ran since it was last asked; () in an answer to another message.
+    """
 
     sent_bytes: int
     rss_mb: float
     unwaited: int
     compilations: int = 0
+    steps: tuple[RankStep, ...] = ()
 
 
 Message = Weights | Agree | Warm | Load | Finish | Unload | Step | Ask | Status

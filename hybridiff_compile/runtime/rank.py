@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 
 import torch
 
+from hybridiff_compile import ops
 from hybridiff_compile.ir import Phase, Variant
+from hybridiff_compile.runtime.report import RankStep
 
 
 class Rank:
@@ -22,6 +25,7 @@ class Rank:
         self._device = device
         self._variants: dict[tuple[int, Phase], Variant] = {}
         self._values: dict[int, dict[str, torch.Tensor]] = {}
+        self._steps: list[RankStep] = []
 
     def load(self, key: int, variants: Iterable[Variant]) -> None:
         """Take the variants of a captured signature."""
@@ -62,10 +66,17 @@ class Rank:
         Returns:
             What the program returns, by name.
         """
+        begin = time.monotonic()
         variant = self._variants[key, phase]
         values = self._values[key]
         values.update(fed)
         values["stamp"] = torch.tensor([phase, step], dtype=torch.int64)
         returned = variant.call(*(values[name] for name in variant.contract.placeholders))
         values.update({name: returned[name] for name in variant.contract.new_state})
+        self._steps.append(RankStep(step, begin, ops.last_sent(), time.monotonic()))
         return returned
+
+    def take_steps(self) -> tuple[RankStep, ...]:
+        """When it ran which step, since this was last asked for."""
+        steps, self._steps = tuple(self._steps), []
+        return steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hybridiff_compile.ir import Phase
 
@@ -34,6 +35,37 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RankStep:
+    """When a rank ran its program of a step: seconds on the host's monotonic clock.
+
+    Attributes:
+        step: its index.
+        begin, end: of the program; on a GPU, of launching it.
+        sent: when its last value for its peer left, which is when its part was computed; None
+            if the program sends none.
+    """
+
+    step: int
+    begin: float
+    sent: float | None
+    end: float
+
+
+class Traffic(NamedTuple):
+    """What the ranks of a driver have done.
+
+    Attributes:
+        sent_bytes: by all ranks, since they started.
+        rss_mb: the worker's resident memory.
+        steps: of each rank, since this was last asked for.
+    """
+
+    sent_bytes: int = 0
+    rss_mb: float = 0.0
+    steps: tuple[tuple[RankStep, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RunReport:
     """One picture (or one call's pictures).
 
@@ -46,6 +78,8 @@ class RunReport:
         bytes_sent: by all ranks, tensors and control messages, over the whole run; 0 if a worker
             ended after the last step, before it said how many.
         worker_rss_mb: resident memory of each worker at the end of the run, MB; () likewise.
+        rank_steps: of each rank, the steps that it ran a program in; () likewise. Clocks of two
+            hosts do not compare.
     """
 
     mode: str
@@ -55,6 +89,7 @@ class RunReport:
     tau2: int | None
     bytes_sent: int
     worker_rss_mb: tuple[float, ...]
+    rank_steps: tuple[tuple[RankStep, ...], ...] = ()
 
     @property
     def steps_by_phase(self) -> dict[str, int]:

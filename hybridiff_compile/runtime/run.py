@@ -15,7 +15,7 @@ from hybridiff_compile.ir import GUIDED, Phase
 from hybridiff_compile.runtime import sampler
 from hybridiff_compile.runtime.estimate import Reading, axis
 from hybridiff_compile.runtime.forecast import Forecast
-from hybridiff_compile.runtime.report import RunReport, StepRecord
+from hybridiff_compile.runtime.report import RunReport, StepRecord, Traffic
 from hybridiff_compile.runtime.switching import (
     controlled_phase,
     counted,
@@ -167,14 +167,12 @@ class Run:
         error = forecast.computed(step, returned) if forecast else None
         return returned, discrepancy(*returned.chunk(2)), error
 
-    def report(
-        self, mode: str, after: tuple[int, float] | None, before: tuple[int, float]
-    ) -> RunReport:
+    def report(self, mode: str, after: Traffic | None, before: Traffic) -> RunReport:
         """What the call did.
 
         Args:
             mode: as in `optimize`.
-            after, before: (bytes sent by all ranks, worker MB); None if it is not known.
+            after, before: of all ranks; None if it is not known.
         """
         kinds = counted([done.phase for done in self.done])
         steps = tuple(
@@ -196,6 +194,7 @@ class Run:
             steps=steps,
             tau1=within[0] if within else None,
             tau2=within[-1] + 1 if within else None,
-            bytes_sent=after[0] - before[0] if after else 0,
-            worker_rss_mb=(after[1],) if after and self.ranks > 1 else (),
+            bytes_sent=after.sent_bytes - before.sent_bytes if after else 0,
+            worker_rss_mb=(after.rss_mb,) if after and self.ranks > 1 else (),
+            rank_steps=after.steps if after else (),
         )

@@ -7,15 +7,13 @@ import logging
 from hybridiff_compile.errors import WorkerError
 from hybridiff_compile.runtime.driver import Driver
 from hybridiff_compile.runtime.fleet import ended
+from hybridiff_compile.runtime.report import Traffic
 
 logger = logging.getLogger(__name__)
 
-#: Bytes sent by all ranks so far, and the worker's resident memory in MB.
-Traffic = tuple[int, float]
-
 
 def _now(driver: Driver | None) -> Traffic:
-    return driver.traffic() if driver is not None and driver.fleet.is_open else (0, 0.0)
+    return driver.traffic() if driver is not None and driver.fleet.is_open else Traffic()
 
 
 def before(driver: Driver | None) -> Traffic:
@@ -27,7 +25,7 @@ def before(driver: Driver | None) -> Traffic:
         if code is None:
             raise
         logger.warning("the worker %s while idle; another is started", ended(code))
-        return 0, 0.0
+        return Traffic()
 
 
 def after(driver: Driver | None) -> Traffic | None:

@@ -41,7 +41,7 @@ def refused(*arguments: object) -> str:
         (["--scheduler", "plms"], "unknown scheduler plms; choose from ddim"),
         (["--steps", 2], "steps=2 must be at least 3"),
         (["--prompts", 0], "prompts=0 must be at least 1"),
-        (["--prompts", 65], "prompts=65 must be at most 64"),
+        (["--prompts", 201], "prompts=201 must be at most 200"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(monkeypatch, arguments, says):

@@ -236,3 +236,11 @@ def test_several_outputs_are_refused():
 
     with pytest.raises(CaptureError, match="Two returns 2 tensors among 2 values"):
         capture_simple(Two())
+
+
+def test_torch_keeps_nothing_of_the_export():
+    """Its table would hold the exported graph, tens of megabytes for a UNet, until the next one."""
+    from torch.fx.experimental import proxy_tensor
+
+    capture_simple(nn.Linear(4, 4))
+    assert not proxy_tensor._FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT

@@ -19,7 +19,7 @@ import torch
 
 import hybridiff_compile
 from hybridiff_compile import ops
-from hybridiff_compile.errors import WorkerError
+from hybridiff_compile.errors import SpaceError, WorkerError
 from hybridiff_compile.runtime import fleet, messages
 from hybridiff_compile.runtime.weights import weights_file
 from tests import pipelines
@@ -124,6 +124,24 @@ def test_modules_in_the_working_directory_do_not_stand_in_for_a_workers(
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the user')")
     monkeypatch.chdir(tmp_path)
     fleet.start(torch.device("cpu"), torch.device("cpu"), lambda: None).close()
+
+
+def test_a_failure_while_a_worker_starts_ends_it_and_leaves_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[0]
+    )
+
+    def meanwhile() -> None:
+        raise SpaceError("no room")
+
+    with pytest.raises(SpaceError, match="no room"):
+        fleet.start(torch.device("cpu"), torch.device("cpu"), meanwhile)
+    assert started[0].poll() is not None
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_worker_that_fails_shows_its_last_lines(
