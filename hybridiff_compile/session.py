@@ -56,13 +56,11 @@ class Session:
         self.tell: Callable[[str], None] = logger.info
         self._here = Here()
         self._pipe, self.denoiser, self.config, self._family = pipe, denoiser, config, family
-        self._start = start
+        self._start, self._packaged = start, packaged is not None
         self._driver: Driver | None = None
         self._weights: weights.Published | None = None
-        self._packaged = packaged is not None
         self._entries: dict[Signature, Entry] = {}
-        self._fingerprint = 0
-        self._captures = 0
+        self._fingerprint = self._captures = 0
         self._run: Run | None = None
         self._owner: int | None = None
         self._said: set[str] = set()
@@ -240,7 +238,6 @@ class Session:
             with one_compiler, one_thread(self.device), self.attachment.bypassed():
                 entry = capture_entry(self.denoiser, call, batched, self.config, dump)
             self._load(self._connect(), entry)
-            memory.trim()
         self._to_trim = True
         logger.info("captured %s for %d ranks", type(self.denoiser).__name__, self.config.gpus)
         return entry
@@ -259,7 +256,7 @@ class Session:
     def _get_ready(self) -> None:
         """While a worker starts, do what needs none."""
         lower.get_ready(self.config.lowering, self.device)
-        if self._entries:  # they are loaded next
+        if self._entries:  # they are loaded next; tracing is slower on weights in one mapping
             self._weights = weights.Published(self.denoiser)
 
     def _load(self, driver: Driver, entry: Entry) -> None:
