@@ -205,12 +205,17 @@ class Parent(fx.GraphModule):
         return []
 
 
-def clone(module: fx.GraphModule) -> fx.GraphModule:
-    """Copy a graph module's graph, sharing its children: passes never edit their input."""
+def clone(module: fx.GraphModule, name: str | None = None) -> fx.GraphModule:
+    """Copy a graph module's graph, sharing its children: passes never edit their input.
+
+    Args:
+        module: to copy.
+        name: of the copy's class; None keeps it.
+    """
     graph, env = fx.Graph(), {}
     for node in module.graph.nodes:
         env[node] = graph.node_copy(node, env.__getitem__)
-    return Parent(module, graph, class_name=module.__class__.__name__)
+    return Parent(module, graph, class_name=name or module.__class__.__name__)
 
 
 def nbytes(value: Any) -> int:

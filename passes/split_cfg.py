@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from hybridiff_compile.ir import BRANCHES, Level, RankContract, StepProgram, returned_values
+from hybridiff_compile.ir import BRANCHES, Level, Parent, RankContract, StepProgram, returned_values
 from hybridiff_compile.passes.base import Pass
 
 
@@ -60,7 +60,7 @@ def _graph_of_rank(
         env[node] = graph.node_copy(node, env.__getitem__)
     results = returned_values(module.graph) if rank == 0 else {}
     graph.output({k: env[n] for k, n in results.items()} | {n.name: env[n] for n, _ in exports})
-    return fx.GraphModule(module, graph, class_name=f"Rank{rank}"), RankContract(
+    return Parent(module, graph, class_name=f"Rank{rank}"), RankContract(
         inputs=tuple(n.name for n in inputs),
         imports=tuple((n.name, _rank_of(n)) for n in imports),
         results=contract.results if rank == 0 else (),

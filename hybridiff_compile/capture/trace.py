@@ -22,6 +22,7 @@ from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.ir import (
     BRANCHES,
     Level,
+    Parent,
     Phase,
     RankContract,
     StepProgram,
@@ -132,7 +133,7 @@ def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
     for node in graph.nodes:  # the tracer's notes take more memory than the graph
         node.meta = {k: v for k, v in node.meta.items() if k in _KEPT_META}
     # Copied, because an exported graph remembers its tracer.
-    return clone(fx.GraphModule(module, graph, class_name="Denoiser"))
+    return clone(module, "Denoiser")
 
 
 def _forget_export() -> None:
@@ -258,7 +259,7 @@ def _step_program(denoiser: fx.GraphModule, call: DenoiserCall) -> StepProgram:
     return StepProgram(
         phase=Phase.SERIAL,
         level=Level.CAPTURED,
-        graphs=(fx.GraphModule(root, graph, class_name="Step"),),
+        graphs=(Parent(root, graph, class_name="Step"),),
         contracts=(RankContract(inputs=tuple(inputs), results=("prediction",)),),
         parameters=frozenset(parameters),
     )
