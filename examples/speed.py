@@ -199,8 +199,8 @@ def memory(ranks: int, width: int | None) -> None:
 
 def bare_megabytes() -> float:
     """PSS of two processes, side by side, that have only imported what a driver imports."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import speed; "
-    command = [sys.executable, "-c", f"{code}print(flush=True); input()"]
+    code = "import hybridiff_compile.bench.models; from diffusers import StableDiffusionXLPipeline"
+    command = [sys.executable, "-c", f"{code}; print(flush=True); input()"]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     bare: list[Any] = [subprocess.Popen(command, **pipes) for _ in range(2)]
     for process in bare:

@@ -28,7 +28,13 @@ from hybridiff_compile.runtime.report import RankStep
 NAME, STEPS, TAU1, K = "sdxl-small", 50, 6, 40
 SHOWN = range(TAU1 - 2, TAU1 + 7)
 COLOURS = {Phase.SERIAL: "#3b6fb6", Phase.GUIDED_U: "#2a9d8f", Phase.GUIDED_C: "#f08a24"}
-WAITING = "waiting for the other rank"
+LABELS = {
+    "serial: own branch, whole denoiser": COLOURS[Phase.SERIAL],
+    "guided: a stage of branch u": COLOURS[Phase.GUIDED_U],
+    "guided: a stage of branch c": COLOURS[Phase.GUIDED_C],
+    "the pipeline fills": QUIET,
+    "waiting": GRID,
+}
 
 
 def run() -> RunReport:
@@ -42,10 +48,13 @@ def run() -> RunReport:
         return model.report
 
 
-def branch_on(rank: int, step: int, report: RunReport) -> Phase:
-    """Whose colour a rank's step has: rank 1 works on the features of the guided step before."""
+def colour_of(rank: int, step: int, report: RunReport) -> str:
+    """By its phase and branch; guided, rank 1 works on the features of the step before."""
     phase = report.steps[step].phase
-    return report.steps[step - 1].phase if rank == 1 and phase in GUIDED else phase
+    if rank == 1 and phase in GUIDED:
+        before = report.steps[step - 1].phase
+        return COLOURS[before] if before in GUIDED else QUIET
+    return COLOURS[phase]
 
 
 def describe(report: RunReport) -> str:
@@ -80,7 +89,7 @@ def draw(report: RunReport, path: Path) -> None:
     for rank, steps in enumerate(report.rank_steps):
         for step in (s for s in steps if s.step in SHOWN):
             until = step.end if step.sent is None else step.sent
-            colour = COLOURS[branch_on(rank, step.step, report)]
+            colour = colour_of(rank, step.step, report)
             spans = [(step.begin, until, colour), (until, step.end, GRID)]
             for begin, end, colour in spans:
                 left, width = 1000 * (begin - start), 1000 * (end - begin)
@@ -92,15 +101,9 @@ def draw(report: RunReport, path: Path) -> None:
     axes.set_xlabel("ms; the number is the step", color=INK)
     axes.tick_params(colors=QUIET)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    labels = {
-        "serial: the rank's own branch, whole denoiser": COLOURS[Phase.SERIAL],
-        "guided: stage0 or stage1 of branch u": COLOURS[Phase.GUIDED_U],
-        "guided: of branch c": COLOURS[Phase.GUIDED_C],
-        WAITING: GRID,
-    }
-    handles = [Patch(color=colour, label=words) for words, colour in labels.items()]
+    handles = [Patch(color=colour, label=words) for words, colour in LABELS.items()]
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK
+        handles=handles, loc="outside lower center", ncols=5, frameon=False, labelcolor=INK
     )
     save(figure, path)
 
