@@ -136,7 +136,8 @@ def beyond(console: Console) -> None:
         "exact": {"mode": "exact"},
         "guided, tau1 = 6, k = 40": {"mode": "guided", "tau1": 6, "k": 40},
         "forecast, the same, m = 4": {"mode": "forecast", "tau1": 6, "k": 40, "m": 4},
-        "hybrid": {"mode": "hybrid"},
+        "hybrid, as it is": {},
+        "hybrid, fast": {"tolerance": "fast"},
     }
     with ExitStack() as stack:
         models_of = {

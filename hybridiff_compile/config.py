@@ -98,7 +98,7 @@ class Controlled:
 Switching = SwitchSettings | Pinned | Controlled | None
 
 #: Named tolerances; README says what each was seen to give, in dB.
-TOLERANCES = {"fine": 0.15, "balanced": 0.4, "fast": 0.8}
+TOLERANCES = {"fine": 0.15, "balanced": 0.4, "fast": 2.0}
 
 #: First and last steps of 50 that are always computed, and the pinned phases' defaults.
 _WARM, _TAIL, _TAU1, _K = 6, 4, 6, 40

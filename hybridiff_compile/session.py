@@ -65,6 +65,7 @@ class Session:
         self._owner: int | None = None
         self._said: set[str] = set()
         self._to_trim = False
+        self._be_ready: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._parameters = tuple(inspect.signature(denoiser.forward).parameters)
         self.device = device_of(denoiser)
@@ -255,7 +256,7 @@ class Session:
 
     def _get_ready(self) -> None:
         """While a worker starts, do what needs none."""
-        lower.get_ready(self.config.lowering, self.device)
+        self._be_ready = lower.get_ready(self.config.lowering, self.device)
         if self._entries:  # they are loaded next; tracing is slower on weights in one mapping
             self._weights = weights.Published(self.denoiser)
 
@@ -265,6 +266,7 @@ class Session:
             driver.fleet.ask(messages.Weights(shared.path, shared.manifest))
             shared.close()
             self._fingerprint = fingerprint(self.denoiser)
+        self._be_ready()
         how, count = self.config.lowering, len(entry.programs)
         both = [RankProgram.of(p, r) for r in range(2) for p in entry.programs.values()]
         with one_compiler:

@@ -40,12 +40,17 @@ def prepare(programs: Sequence[RankProgram], how: Lowering) -> list[RankProgram]
     return [replace(p, module=m) for p, m in zip(programs, modules, strict=True)]  # pyright: ignore
 
 
-def get_ready(how: Lowering, device: torch.device) -> None:
-    """Import this process's compiler and let it look at the machine; see `inductor.get_ready`."""
-    if how.backend == "inductor":
-        from hybridiff_compile.lower import inductor
+def get_ready(how: Lowering, device: torch.device) -> Callable[[], None]:
+    """Import this process's compiler and let it look at the machine; see `inductor.get_ready`.
 
-        inductor.get_ready(device)
+    Returns:
+        What to call before `begin`.
+    """
+    if how.backend != "inductor":
+        return lambda: None
+    from hybridiff_compile.lower import inductor
+
+    return inductor.get_ready(device)
 
 
 def warm(how: Lowering, device: torch.device) -> None:

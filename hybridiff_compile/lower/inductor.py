@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copyreg
 import hashlib
+import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,13 +49,21 @@ def compile_flat(
         )
 
 
-def get_ready(device: torch.device) -> None:
-    """Import the compiler, and on a CPU let it try instruction sets: a second or two of waiting."""
+def get_ready(device: torch.device) -> Callable[[], None]:
+    """Import the compiler and, on a CPU, begin to try instruction sets: seconds of waiting.
+
+    Returns:
+        What waits for that.
+    """
     from torch._inductor import compile_fx, cpu_vec_isa
 
     assert compile_fx is not None  # imported for the next use
-    if device.type == "cpu":
-        cpu_vec_isa.pick_vec_isa()
+    if device.type != "cpu":
+        return lambda: None
+    # Only other processes and files are waited for there, so a capture may go on beside it.
+    trying = threading.Thread(target=cpu_vec_isa.pick_vec_isa)
+    trying.start()
+    return trying.join
 
 
 def has_cuda_graphs(mode: CompileMode) -> bool:
