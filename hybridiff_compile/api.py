@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from hybridiff_compile import worker
+from hybridiff_compile import placing, worker
 from hybridiff_compile.config import (
     TRANSFORMER_SWITCHING,
     UNET_SWITCHING,
@@ -115,7 +114,7 @@ def optimize(
     device = device_of(denoiser)
     if backend == "tensorrt":
         tensorrt.check(device)
-    start = _start(_ranks(device, gpus, devices))
+    start = _start(placing.ranks(device, gpus, devices))
     return Model(pipe, Session(pipe, denoiser, config, family, start))
 
 
@@ -146,6 +145,8 @@ def export(
     session = model.session()
     if format not in ("aot", "onnx"):
         raise ConfigError(f"format={format!r} is unknown; choose one of aot, onnx.")
+    if session.config.lowering.backend == "aot":
+        raise ConfigError("this model was loaded from a package; copy that folder instead.")
     if not session.entries:
         raise ConfigError(f"there is nothing to export: {session.lacks}")
     with shown(session, progress), one_compiler:
@@ -182,13 +183,16 @@ def load(folder: str | Path, pipe: Any) -> Model:
             "export(model, folder, 'aot') writes."
         )
     package.check_machine(folder, manifest, device)
-    config = Config(
-        gpus=manifest.ranks,
-        mode=manifest.mode,  # pyright: ignore[reportArgumentType]
-        lowering=Lowering("aot"),
-        **manifest.switching,
-    )
-    start = _start(_ranks(device, config.gpus))
+    try:
+        config = Config(
+            gpus=manifest.ranks,
+            mode=manifest.mode,  # pyright: ignore[reportArgumentType]
+            lowering=Lowering("aot"),
+            **manifest.switching,
+        )
+    except (ConfigError, TypeError) as e:
+        raise PackageError(f"the manifest of {folder} is not as it was exported: {e}") from e
+    start = _start(placing.ranks(device, config.gpus))
     entries = partial(package.entries, folder, manifest, denoiser)
     return Model(pipe, Session(pipe, denoiser, config, family, start, entries))
 
@@ -228,59 +232,6 @@ def find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
         )
     attach.check(denoiser)
     return denoiser, families[name]
-
-
-def _ranks(
-    device: torch.device, gpus: int, given: Sequence[str | torch.device] | None = None
-) -> list[torch.device]:
-    """The device of each rank; that of the pipeline is rank 0's.
-
-    Under a launcher every rank names its own, and the others in this list are not looked at.
-    """
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"the pipeline is on {device}; move it to the CPU or to a CUDA device.")
-    if torchrun.world_size() not in (1, gpus):
-        raise ConfigError(
-            f"gpus={gpus}, but the launcher started {torchrun.world_size()} ranks; make them equal."
-        )
-    count = torch.cuda.device_count() if device.type == "cuda" else len(os.sched_getaffinity(0))
-    if given is not None:
-        return _given(device, gpus, [torch.device(d) for d in given], count)
-    if gpus > count:
-        check = "; to check results on one GPU, name it twice in devices=(...)"
-        raise ConfigError(
-            f"gpus={gpus}, but this machine has {count} {device.type} device(s) (a CPU device is "
-            f"one core); lower gpus{check if device.type == 'cuda' else ''}."
-        )
-    if device.type == "cpu":
-        return [device] * gpus
-    first = device.index or 0
-    return [torch.device("cuda", (first + rank) % count) for rank in range(gpus)]
-
-
-def _given(
-    device: torch.device, gpus: int, given: list[torch.device], count: int
-) -> list[torch.device]:
-    """The devices that the caller asked for, with their indices."""
-    ranks = [torch.device("cuda", d.index or 0) if d.type == "cuda" else d for d in given]
-    names = ", ".join(map(str, given))
-    if torchrun.world_size() > 1:
-        raise ConfigError(
-            f"devices=({names}), but the launcher started the ranks: each computes where its own "
-            "pipeline is; drop devices."
-        )
-    if len(ranks) != gpus or ranks[0] != device:
-        raise ConfigError(
-            f"devices=({names}) must name {gpus} device(s), one a rank, and first {device}, where "
-            "the pipeline is."
-        )
-    for rank in ranks:
-        if rank.type != device.type or (rank.index or 0) >= count:
-            raise ConfigError(
-                f"devices=({names}): this machine has {count} {device.type} device(s), and {rank} "
-                "is none of them."
-            )
-    return ranks
 
 
 def _serve(device: torch.device) -> None:

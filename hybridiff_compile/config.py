@@ -100,8 +100,13 @@ Switching = SwitchSettings | Pinned | Controlled | None
 #: Named tolerances; README says what each was seen to give, in dB.
 TOLERANCES = {"fine": 0.15, "balanced": 0.4, "fast": 2.0}
 
-#: First and last steps of 50 that are always computed, and the pinned phases' defaults.
-_WARM, _TAIL, _TAU1, _K = 6, 4, 6, 40
+#: First and last steps that this project's own phases leave alone in a run that is long enough.
+_FIRST, _LAST = 6, 4
+
+
+def _ends(steps: int) -> tuple[int, int]:
+    """How many first and last steps are computed in a run of `steps` steps: 6 and 4 from 24 on."""
+    return min(_FIRST, max(3, steps // 4)), min(_LAST, max(2, steps // 5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +223,9 @@ class Config:
         for name in ("L_slope", "k", "tau_cap", "tau1", "m"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"{name}={value!r} must be a whole number of steps, at least 1.")
+                raise ConfigError(
+                    f"{name}={value!r} must be a whole number of steps, at least 1, as an int."
+                )
         if self.m == 1 and self.mode in ("hybrid", "forecast"):
             raise ConfigError(f"m=1 extrapolates nothing in mode {self.mode!r}; pass 2 or more.")
         if self.estimator is not None:
@@ -243,21 +250,21 @@ class Config:
             return self._controlled(steps)
         if self.mode == "paper":
             return self._paper(family, steps)
-        scale = steps / PAPER_STEPS
-        tau1 = max(2, round(_TAU1 * scale)) if self.tau1 is None else self.tau1
-        room = steps - tau1 - max(2, round(_TAIL * scale))
-        k = max(1, min(round(_K * scale), room)) if self.k is None else self.k
-        _check_end("tau1", tau1, k, steps, [])
+        first, last = _ends(steps)
+        tau1 = min(first, steps) if self.tau1 is None else self.tau1
+        k = max(0, steps - last - tau1) if self.k is None else self.k
+        _check_end("tau1", tau1, k, steps, "" if self.k else "chosen for such a run: k")
         default = 1 if self.mode == "guided" else 2
         return Pinned(self.mode, tau1, k, self.m or default, self.estimator or "linear")
 
     def _controlled(self, steps: int) -> Controlled:
         given = "balanced" if self.tolerance is None else self.tolerance
+        warm, tail = _ends(steps)
         return Controlled(
             tolerance=TOLERANCES[given] if isinstance(given, str) else given,
             m=self.m or 4,
-            warm=max(3, round(_WARM * steps / PAPER_STEPS)),
-            tail=max(2, round(_TAIL * steps / PAPER_STEPS)),
+            warm=warm,
+            tail=tail,
             steps=steps,
             estimator=self.estimator or "linear",
         )
@@ -266,20 +273,24 @@ class Config:
         base, given = family.scaled(steps), self.given()
         chosen = replace(base, **given)  # pyright: ignore[reportArgumentType]
         name, start = ("tau_cap", chosen.tau_cap) if chosen.tau1 is None else ("tau1", chosen.tau1)
-        _check_end(name, start, chosen.k, steps, [n for n in (name, "k") if n not in given])
+        scaled = ", ".join(n for n in (name, "k") if n not in given)
+        whose = f"of the paper, scaled to this run: {scaled}" if scaled else ""
+        _check_end(name, start, chosen.k, steps, whose)
         return chosen
 
 
 def _check_positive(name: str, value: float | str | None) -> None:
-    if isinstance(value, str):
+    if name == "tolerance" and isinstance(value, str):
         _check_choice(name, value, tuple(TOLERANCES))
-    elif value is not None and (type(value) not in (int, float) or not value > 0):
-        raise ConfigError(f"{name}={value!r} must be above 0, a number.")
+    elif value is not None and (
+        isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
+    ):
+        raise ConfigError(f"{name}={value!r} must be above 0, as an int or float.")
 
 
-def _check_end(name: str, start: int, k: int, steps: int, scaled: Sequence[str]) -> None:
+def _check_end(name: str, start: int, k: int, steps: int, whose: str) -> None:
     if start + k > steps:
-        whose = f" (of the paper, scaled to this run: {', '.join(scaled)})" if scaled else ""
+        whose = f" ({whose})" if whose else ""
         raise ConfigError(
             f"{name}={start} and k={k}{whose} end at step {start + k}, after the "
             f"run's {steps} steps; set them lower, or use more steps or mode='exact'."

@@ -106,6 +106,7 @@ def test_a_backend_that_optimize_refuses_is_not_offered():
         ({"mode": "paper", "tau_cap": 2.5}, "tau_cap=2.5 must be a whole number"),
         ({"mode": "paper", "tau1": "6"}, "tau1='6' must be a whole number"),
         ({"mode": "paper", "eps_slope": 0.0}, "eps_slope=0.0 must be above 0"),
+        ({"mode": "paper", "eps_slope": "fine"}, "eps_slope='fine' must be above 0"),
         ({"mode": "paper", "eps_slope": float("nan")}, "eps_slope=nan must be above 0"),
         ({"k": 5}, "k=5 is for mode paper or guided or forecast; drop it or change mode"),
         ({"eps_slope": 0.1, "mode": "guided"}, "eps_slope=0.1 is for mode paper; drop it"),
@@ -138,7 +139,8 @@ def test_pinned_phases_scale_with_the_steps_unless_given():
         return settings
 
     assert pinned(50) == Pinned("forecast", tau1=6, k=40, m=2, estimator="linear")
-    assert pinned(20) == Pinned("forecast", tau1=2, k=16, m=2, estimator="linear")
+    assert pinned(20) == Pinned("forecast", tau1=5, k=11, m=2, estimator="linear")
+    assert (pinned(2).tau1, pinned(2).k) == (2, 0)  # too short: all of it is serial
     for steps in range(5, 60):
         assert pinned(steps).tau1 + pinned(steps).k <= steps - 2
     assert pinned(20, mode="guided", tau1=5, k=7).m == 1

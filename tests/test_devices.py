@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridiff_compile import api
+from hybridiff_compile import placing
 from hybridiff_compile.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -22,10 +22,10 @@ def cards(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> in
 @pytest.mark.parametrize("cards", [3], indirect=True)
 def test_ranks_take_the_cards_after_the_pipelines(cards: int) -> None:
     (first, second, last) = cuda(0, 1, 2)
-    assert api._ranks(first, 2) == [first, second]
-    assert api._ranks(last, 2) == [last, first]
-    assert api._ranks(second, 1) == [second]
-    assert api._ranks(first, 2, ("cuda:0", "cuda:2")) == [first, last]
+    assert placing.ranks(first, 2) == [first, second]
+    assert placing.ranks(last, 2) == [last, first]
+    assert placing.ranks(second, 1) == [second]
+    assert placing.ranks(first, 2, ("cuda:0", "cuda:2")) == [first, last]
 
 
 @pytest.mark.parametrize("cards", [1], indirect=True)
@@ -33,9 +33,9 @@ def test_one_card_serves_two_ranks_only_when_it_is_named_twice(cards: int) -> No
     (only,) = cuda(0)
     match = r"gpus=2, but this machine has 1 cuda dev.*to check results on one GPU, name it twice"
     with pytest.raises(ConfigError, match=match):
-        api._ranks(only, 2)
+        placing.ranks(only, 2)
     for name in ("cuda:0", "cuda", only):
-        assert api._ranks(only, 2, (name, name)) == [only, only]
+        assert placing.ranks(only, 2, (name, name)) == [only, only]
 
 
 @pytest.mark.parametrize("cards", [2], indirect=True)
@@ -50,17 +50,23 @@ def test_one_card_serves_two_ranks_only_when_it_is_named_twice(cards: int) -> No
 )
 def test_devices_that_cannot_be_are_refused(given: tuple[str], match: str, cards: int) -> None:
     with pytest.raises(ConfigError, match=match):
-        api._ranks(cuda(0)[0], 2, given)
+        placing.ranks(cuda(0)[0], 2, given)
 
 
 def test_ranks_of_a_launcher_are_not_given_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="the launcher started the ranks"):
-        api._ranks(CPU, 2, ("cpu", "cpu"))
+        placing.ranks(CPU, 2, ("cpu", "cpu"))
 
 
 def test_processor_is_named_like_a_card() -> None:
-    assert api._ranks(CPU, 2, ("cpu", CPU)) == [CPU, CPU]
+    assert placing.ranks(CPU, 2, ("cpu", CPU)) == [CPU, CPU]
     with pytest.raises(ConfigError, match=r"the pipeline is on meta"):
-        api._ranks(torch.device("meta"), 2)
+        placing.ranks(torch.device("meta"), 2)
+
+
+@pytest.mark.parametrize("given", ["cpu", ("cpu", "abacus")])
+def test_names_of_no_device_are_refused(given):
+    with pytest.raises(ConfigError, match=r"devices=.* names no devices: .*"):
+        placing.ranks(CPU, 2, given)

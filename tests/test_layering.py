@@ -27,9 +27,13 @@ ALLOWED = {
     "quality": set(),
     "session": GROUND | TYPES | MIDDLE | {"debug", "entry", "here"},
     "package": GROUND | TYPES | MIDDLE | {"entry", "session"},
+    "placing": {"errors", "runtime"},
     "verification": GROUND | {"runtime", "quality", "session"},
     "model": GROUND | TYPES | {"runtime", "session", "verification"},
-    "api": GROUND | TYPES | MIDDLE | {"debug", "entry", "worker", "session", "model", "package"},
+    "api": GROUND
+    | TYPES
+    | MIDDLE
+    | {"debug", "entry", "placing", "worker", "session", "model", "package"},
 }
 #: These may import everything that a user may.
 TOP = {"bench", "cli", "testing", "plan", ""}

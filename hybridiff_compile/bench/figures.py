@@ -87,7 +87,7 @@ class Row(_Record):
     scope: Scope | None = None
     ranks: PositiveInt | None = None
     tau1: NonNegativeInt | None = None
-    k: PositiveInt | None = None
+    k: NonNegativeInt | None = None
     m: PositiveInt | None = None
     tolerance: NonNegativeFloat | None = None
     estimator: Estimator | None = None

@@ -114,9 +114,9 @@ def run(sweep: Sweep, console: Console) -> list[figures.Row]:
     Raises:
         ConfigError: a point does not fit one of the runs; nothing was measured then.
     """
-    asked.make_folders(sweep.out, sweep.file)
     settings = list(_settings(sweep))
     _check(sweep.points, settings)
+    asked.make_folders(sweep.out, sweep.file)
     captions = scenes.prompts(sweep.prompts, PROMPT_SEED, split="unseen")
     where = figures.environment(threads_per_rank=1)
     rows: list[figures.Row] = []

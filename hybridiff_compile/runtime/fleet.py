@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -29,6 +30,7 @@ _START_SECONDS = 120
 _LAST_WORDS_SECONDS = 5
 _LAST_LINES = 20
 _LOG = "rank1.log"
+_NOT_STARTED = "it did not start"
 
 #: Starts a worker and calls what can be done meanwhile.
 Start = Callable[[Callable[[], None]], "Fleet"]
@@ -172,13 +174,12 @@ def ended(code: int | None) -> str:
     return f"was killed by signal {-code} ({name}{'; out of memory?' if name == 'SIGKILL' else ''})"
 
 
-def _last_words(code: int | None, log: Path) -> str:
+def _last_words(
+    code: int | None, log: Path, so: str = "the run is lost, the next call starts a new worker"
+) -> str:
     lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log.exists() else []
     said = "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
-    return (
-        f"rank 1 {ended(code)}; the run is lost, the next call starts a new worker. "
-        f"It said last:\n{said}"
-    )
+    return f"rank 1 {ended(code)}; {so}. It said last:\n{said}"
 
 
 def start(device: torch.device, peer: torch.device, meanwhile: Callable[[], None]) -> Fleet:
@@ -221,7 +222,7 @@ def start(device: torch.device, peer: torch.device, meanwhile: Callable[[], None
             store = dist.FileStore(str(store_file), 2)
             groups = ops.connect(store, 0, 2, device, loopback=True)
         except RuntimeError as e:
-            raise WorkerError(_last_words(_exit_code(process), log)) from e
+            raise WorkerError(_last_words(_exit_code(process), log, _NOT_STARTED)) from e
         undo.pop_all()
     fleet = Fleet(connection, groups, process, log)
     weakref.finalize(fleet, remove_folder, store_file)
@@ -239,8 +240,9 @@ def _hello(connection: Connection, process: subprocess.Popen, log: Path) -> None
     deadline = time.monotonic() + _START_SECONDS
     while not connection.poll(0.05):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise WorkerError(_last_words(process.poll(), log))
-    _answer(connection, lambda: WorkerError(_last_words(_exit_code(process), log)))
+            raise WorkerError(_last_words(process.poll(), log, _NOT_STARTED))
+    words = partial(_last_words, log=log, so=_NOT_STARTED)
+    _answer(connection, lambda: WorkerError(words(_exit_code(process))))
 
 
 def remove_folder(store: Path) -> None:

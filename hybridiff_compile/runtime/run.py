@@ -128,7 +128,9 @@ class Run:
             phase = pinned_phase(step, settings)
             if phase in GUIDED and self.declined:
                 return Phase.SERIAL, self.declined
-            return phase, f"pinned: {settings.mode}, tau1={settings.tau1}, k={settings.k}"
+            within = settings.tau1 <= step < settings.tau1 + settings.k
+            where = f"tau1={settings.tau1}, k={settings.k}"
+            return phase, f"pinned: {settings.mode}, {where}" if within else f"outside {where}"
         if isinstance(settings, Controlled):
             assert self.forecast is not None
             computed = [i for i, done in enumerate(self.done) if done.phase is Phase.SERIAL]
@@ -139,7 +141,8 @@ class Run:
             self.tau1 = find_tau1(seen, settings)
         elif self.tau1 is None and step >= settings.tau_cap:
             self.tau1 = settings.tau_cap
-        return phase_of(step, self.tau1, settings), f"tau1={self.tau1}, k={settings.k}"
+        known = "not known yet" if self.tau1 is None else self.tau1
+        return phase_of(step, self.tau1, settings), f"tau1 {known}, k={settings.k}"
 
     def complete(
         self, phase: Phase, returned: torch.Tensor | None

@@ -32,6 +32,8 @@ def after(driver: Driver | None) -> Traffic | None:
     """Traffic after a call; None if the worker ended since its last step: the picture is there."""
     try:
         return _now(driver)
-    except WorkerError as e:
-        logger.warning("the picture is made, but the bytes sent for it are not known: %s", e)
+    except WorkerError:
+        how = ended(None if driver is None else driver.fleet.exit_code)
+        what = "the picture is made, but the bytes sent for it are not known: the worker %s"
+        logger.warning(what, how)
         return None

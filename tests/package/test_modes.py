@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 import hybridiff_compile
+from hybridiff_compile.errors import ConfigError, PackageError
+from hybridiff_compile.package.manifest import MANIFEST
 from tests import pipelines
 
 NAME, CALL = "tiny-sd3", {"num_inference_steps": 12}
@@ -28,5 +30,11 @@ def test_a_loaded_model_switches_as_the_exported_one(settings: Any, tmp_path: Pa
         loaded = pipelines.latents(model, NAME, **CALL)
         assert model.report.steps_by_phase == phases
         assert model.report.mode == settings["mode"]
+        with pytest.raises(ConfigError, match="loaded from a package; copy that folder"):
+            hybridiff_compile.export(model, tmp_path / "again")
+    manifest = folder / MANIFEST
+    manifest.write_text(manifest.read_text().replace(f'"{settings["mode"]}"', '"faster"'))
+    with pytest.raises(PackageError, match=r"not as it was exported: mode='faster' is unknown"):
+        hybridiff_compile.load(folder, pipe)
     assert phases["serial"] < CALL["num_inference_steps"]  # it did switch
     assert (loaded - picture).abs().max() <= 1e-4 * picture.abs().max()
