@@ -158,4 +158,4 @@ def test_hybrid_takes_a_tolerance_by_name_or_number():
     assert controlled(tolerance="fine").tolerance < controlled().tolerance
     assert controlled().tolerance == TOLERANCES["balanced"]
     assert controlled(tolerance=0.3).tolerance == 0.3
-    assert (controlled(20).warm, controlled(20).tail, controlled(20).steps) == (3, 2, 20)
+    assert (controlled(20).warm, controlled(20).tail, controlled(20).steps) == (5, 4, 20)
