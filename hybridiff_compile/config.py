@@ -98,7 +98,7 @@ class Controlled:
 Switching = SwitchSettings | Pinned | Controlled | None
 
 #: Named tolerances; README says what each was seen to give, in dB.
-TOLERANCES = {"fine": 0.15, "balanced": 0.4, "fast": 2.0}
+TOLERANCES = {"fine": 0.15, "balanced": 0.4, "fast": 0.8}
 
 #: First and last steps that this project's own phases leave alone in a run that is long enough.
 _FIRST, _LAST = 6, 4
