@@ -191,11 +191,11 @@ def _group(name: str) -> Any:
 def send(x: torch.Tensor, dst: int, tag: int, group: str) -> torch.Tensor:
     """Start to send `x`; wait for the returned token before `x` is written again."""
     global _sent_bytes
+    if not group.startswith(_STAMP):
+        _active.last_sent = time.monotonic()
     token = torch.empty(0, dtype=torch.uint8)
     _register_work(token, _group(group).send([x.contiguous()], dst, tag))
     _active.started.append(token)
-    if not group.startswith(_STAMP):
-        _active.last_sent = time.monotonic()
     _sent_bytes += x.numel() * x.element_size()
     return token
 
