@@ -44,8 +44,12 @@ def test_parts_come_in_the_order_of_their_calls_whatever_that_of_the_attributes(
     graph = fx.Graph()
     x = graph.placeholder("x")
     graph.output(graph.call_module("block1", (graph.call_module("block0", (x,)),)))
-    for blocks in ({"block0": first, "block1": second}, {"block1": second, "block0": first}):
-        assert children(fx.GraphModule(blocks, graph)) == [first, second]
+    module = fx.GraphModule({"block0": first, "block1": second}, graph)
+    assert children(module) == [first, second]
+    module.delete_submodule("block0")
+    module.add_submodule("block0", first)
+    assert list(module.children()) == [second, first]
+    assert children(module) == [first, second]
 
 
 def test_owners_balance_by_size():
