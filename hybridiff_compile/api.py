@@ -76,7 +76,7 @@ def optimize(
             and k also place "guided" and "forecast".
         tolerance: of "hybrid": "fine", "balanced" (default) or "fast", or the largest weighted
             error of an extrapolated step, relative to the guided prediction.
-        m: of "hybrid" (default 4), "forecast" (2) and "guided" (1): at least every m-th step is
+        m: of "hybrid" (4, "fast" 6), "forecast" (2) and "guided" (1): at least every m-th step is
             computed, or moves the pipeline on; the others are extrapolated.
         estimator: how: "linear" in the step's index (default), in "sigma" or "logsnr"; "hold" keeps
             the last prediction, "quadratic" draws a parabola.

@@ -97,8 +97,8 @@ class Controlled:
 #: How a run chooses the phase of each step; None is always serial.
 Switching = SwitchSettings | Pinned | Controlled | None
 
-#: Named tolerances; README says what each was seen to give, in dB.
-TOLERANCES = {"fine": 0.15, "balanced": 0.4, "fast": 0.8}
+#: Named tolerances, and the m that goes with each; README says what they were seen to give, in dB.
+TOLERANCES = {"fine": (0.15, 4), "balanced": (0.4, 4), "fast": (0.8, 6)}
 
 #: First and last steps that this project's own phases leave alone in a run that is long enough.
 _FIRST, _LAST = 6, 4
@@ -178,7 +178,7 @@ class Config:
             given here is used as it is, not scaled.
         tau1: forces the first pipelined step; the discrepancy is then not consulted.
         m, estimator: as in `Pinned` and `Controlled`.
-        tolerance: as in `Controlled`, or one of TOLERANCES.
+        tolerance: as in `Controlled`, or one of TOLERANCES, which may come with its own m.
         dump: folder for the programs before and after each pass; None writes nothing.
     """
 
@@ -259,10 +259,11 @@ class Config:
 
     def _controlled(self, steps: int) -> Controlled:
         given = "balanced" if self.tolerance is None else self.tolerance
+        tolerance, m = TOLERANCES[given] if isinstance(given, str) else (given, 4)
         warm, tail = _ends(steps)
         return Controlled(
-            tolerance=TOLERANCES[given] if isinstance(given, str) else given,
-            m=self.m or 4,
+            tolerance=tolerance,
+            m=self.m or m,
             warm=warm,
             tail=tail,
             steps=steps,

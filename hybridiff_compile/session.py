@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -266,13 +265,16 @@ class Session:
             driver.fleet.ask(messages.Weights(shared.path, shared.manifest))
             shared.close()
             self._fingerprint = fingerprint(self.denoiser)
-        self._be_ready()
         how, count = self.config.lowering, len(entry.programs)
         both = [RankProgram.of(p, r) for r in range(2) for p in entry.programs.values()]
         with one_compiler:
             prepared = lower.prepare(both, how)
             own, peer = prepared[:count], prepared[count:]
-            begin = partial(lower.begin, own, how, self.device, tell=self.tell)
+
+            def begin() -> lower.Finish:
+                self._be_ready()  # as late as can be: what it waits for takes seconds
+                return lower.begin(own, how, self.device, tell=self.tell)
+
             driver.load(entry.key, peer, shared.names, how, begin)
 
     def _forget_if_changed(self) -> None:

@@ -156,6 +156,8 @@ def test_hybrid_takes_a_tolerance_by_name_or_number():
         return settings
 
     assert controlled(tolerance="fine").tolerance < controlled().tolerance
-    assert controlled().tolerance == TOLERANCES["balanced"]
-    assert controlled(tolerance=0.3).tolerance == 0.3
+    assert controlled().tolerance == TOLERANCES["balanced"][0]
+    assert (controlled(tolerance=0.3).tolerance, controlled(tolerance=0.3).m) == (0.3, 4)
+    assert controlled(tolerance="fast").m == 6
+    assert controlled(tolerance="fast", m=3).m == 3
     assert (controlled(20).warm, controlled(20).tail, controlled(20).steps) == (5, 4, 20)

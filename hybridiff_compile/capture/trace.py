@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import CodeGen
+from torch.fx import config as fx_config
 from torch.utils import _pytree as pytree
 
 from hybridiff_compile.capture.call import DenoiserCall, only_tensor
@@ -26,7 +26,6 @@ from hybridiff_compile.ir import (
     Phase,
     RankContract,
     StepProgram,
-    clone,
     output_node,
 )
 
@@ -110,30 +109,45 @@ def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
     """Export to a plain graph module `(tensor arguments that are read) -> prediction`."""
     positional, keyword = call.arguments
     try:
-        with torch.no_grad(), _without_gradients(denoiser), _quiet():
+        with torch.no_grad(), _without_gradients(denoiser), _quiet(), _untraced():
             exported = torch.export.export(
                 denoiser, tuple(positional.values()), keyword, strict=False
             )
-        module = exported.module(check_guards=False)
     except Exception as e:
         raise CaptureError(_explain(denoiser, e)) from e
     finally:
         _forget_export()
-    assert isinstance(module, fx.GraphModule)
-    graph = module.graph
-    graph.set_codegen(CodeGen())
+    return _unlift(exported, call)
+
+
+def _unlift(exported: torch.export.ExportedProgram, call: DenoiserCall) -> fx.GraphModule:
+    """The exported graph with its weights as attributes again.
+
+    `exported.module()` takes a second more for a large one, which goes into code that nobody runs.
+    """
+    held = {**exported.state_dict, **exported.constants}
+    lifted = {s.arg.name: s.target for s in exported.graph_signature.input_specs if s.target}
+    given = zip(call.names, call.leaves, strict=True)
+    graph, env, attributes = fx.Graph(), {}, {}
+    for node in exported.graph.nodes:
+        if node.op == "placeholder" and node.name in lifted:
+            name = lifted[node.name]
+            attributes[name] = held[name]
+            env[node] = graph.get_attr(name)
+        elif node.op == "placeholder":
+            name, leaf = next(given)
+            env[node] = graph.placeholder(name if isinstance(leaf, torch.Tensor) else node.name)
+        elif node.op == "output":
+            graph.output(env[_prediction(exported.graph)])
+            break
+        else:
+            if node.op in ("get_attr", "call_module"):
+                attributes[node.target] = exported.graph_module.get_submodule(node.target)
+            env[node] = graph.node_copy(node, env.__getitem__)
+        # The tracer's other notes take more memory than the graph.
+        env[node].meta = {k: v for k, v in node.meta.items() if k in _KEPT_META}
     _drop_idle(graph)
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    for node, name, leaf in zip(placeholders, call.names, call.leaves, strict=True):
-        if not node.users:
-            graph.erase_node(node)
-        elif isinstance(leaf, torch.Tensor):
-            _rename(node, name)
-    output_node(graph).args = (_prediction(graph),)
-    for node in graph.nodes:  # the tracer's notes take more memory than the graph
-        node.meta = {k: v for k, v in node.meta.items() if k in _KEPT_META}
-    # Copied, because an exported graph remembers its tracer.
-    return clone(module, "Denoiser")
+    return Parent(attributes, graph, class_name="Denoiser")
 
 
 def _forget_export() -> None:
@@ -154,6 +168,18 @@ def _without_gradients(denoiser: nn.Module) -> Iterator[None]:
         with torch.inference_mode():
             for parameter in changed:
                 parameter.requires_grad_(True)
+
+
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """Keep torch from noting the Python stack of every node, which takes time; nobody reads it."""
+    config: Any = fx_config
+    before = getattr(config, "do_not_emit_stack_traces", False)
+    config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 @contextmanager
@@ -189,23 +215,20 @@ def _quiet() -> Iterator[None]:
 
 
 def _drop_idle(graph: fx.Graph) -> None:
-    """Erase what only costs Python: checks of the tracer's own, and dropout in eval mode."""
+    """Erase checks of the tracer's own, dropout in eval mode, and inputs that are not read."""
     for node in reversed(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
         elif node.target is torch.ops.aten.dropout.default and not node.args[2]:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.op in ("placeholder", "get_attr") and not node.users:
+            graph.erase_node(node)
 
 
 def _prediction(graph: fx.Graph) -> fx.Node:
     """The node of the one value that an exported graph returns."""
     return pytree.tree_leaves(output_node(graph).args[0])[0]
-
-
-def _rename(node: fx.Node, name: str) -> None:
-    node.target = name
-    node.name = name
 
 
 def _explain(denoiser: nn.Module, error: Exception) -> str:
@@ -227,7 +250,7 @@ def _explain(denoiser: nn.Module, error: Exception) -> str:
 def _step_program(denoiser: fx.GraphModule, call: DenoiserCall) -> StepProgram:
     """Write the small graph: one denoiser call a branch, then the batch the pipeline expects."""
     shared = _shared(call)
-    values = {n.name: n.meta["val"] for n in denoiser.graph.nodes if n.op == "placeholder"}
+    values = {n.target: n.meta["val"] for n in denoiser.graph.nodes if n.op == "placeholder"}
     graph = fx.Graph()
     inputs: dict[str, fx.Node] = {}
 

@@ -29,7 +29,7 @@ def test_a_plain_sweep_compares_what_the_readme_compares():
         ("forecast", {"tau1": 6, "k": 40, "m": 4, **LINEAR}),
         (
             "hybrid",
-            {"tau1": None, "k": None, "m": 4, "tolerance": TOLERANCES["balanced"], **LINEAR},
+            {"tau1": None, "k": None, "m": 4, "tolerance": TOLERANCES["balanced"][0], **LINEAR},
         ),
     ]
     assert [p.gpus for p in STANDARD] == [2, 2, 2, 1, 1, 1]

@@ -127,7 +127,7 @@ def test_the_rows_of_a_sweep(swept):
     assert guided.forwards_per_rank == 4 + 2 * 0.5
     # Of the same four, two are computed.
     assert (forecast.forwards_per_rank, forecast.ranks) == (6.0, 1)
-    assert (hybrid.tau1, hybrid.m, hybrid.tolerance) == (None, 2, TOLERANCES["balanced"])
+    assert (hybrid.tau1, hybrid.m, hybrid.tolerance) == (None, 2, TOLERANCES["balanced"][0])
     assert all(5 < r.psnr_db <= 100 and r.max_abs_error > 0 for r in (guided, forecast))
 
 

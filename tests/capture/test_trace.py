@@ -244,3 +244,44 @@ def test_torch_keeps_nothing_of_the_export():
 
     capture_simple(nn.Linear(4, 4))
     assert not proxy_tensor._FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT
+
+
+def test_what_the_export_lifted_is_held_by_the_graph_again():
+    class Holds(nn.Module):
+        kept: torch.Tensor
+        not_saved: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = self.tied = nn.Parameter(torch.randn(4))
+            self.register_buffer("kept", torch.randn(4))
+            self.register_buffer("not_saved", torch.randn(4), persistent=False)
+            self.plain, self.sample_ = torch.randn(4), nn.Parameter(torch.randn(4))
+
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", enabled=False):  # a graph within the graph
+                doubled = sample * 2
+            own = self.weight * self.tied + self.kept * self.not_saved + self.plain
+            return doubled + own + self.sample_ + torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+    denoiser, sample = Holds(), torch.randn(1, 4)
+    module = denoiser_of(capture_simple(denoiser, sample))
+    assert torch.equal(module(sample), denoiser(sample))
+    for name in ("tied", "kept", "not_saved", "plain", "sample_"):
+        assert getattr(module, name) is getattr(denoiser, name)
+
+
+def test_no_stack_traces_are_noted_while_exporting_and_the_setting_is_put_back():
+    from torch.fx import config
+
+    seen = []
+
+    class Looks(nn.Module):
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            if isinstance(sample, FakeTensor):
+                seen.append(config.do_not_emit_stack_traces)
+            return sample + 1
+
+    capture_simple(Looks())
+    assert seen == [True]
+    assert config.do_not_emit_stack_traces is False
