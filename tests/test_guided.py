@@ -100,6 +100,24 @@ def test_hybrid_extrapolates_what_its_tolerance_allows_and_says_why():
     assert off[0] < 1e-4 < off[1] < off[2]
 
 
+def test_hybrid_weights_its_errors_by_the_guidance_that_a_callback_has_set():
+    def change(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if step == 5:
+            pipe._guidance_scale = 2.0
+        return values
+
+    errors = []
+    pipe = pipelines.load("tiny-sdxl")
+    with hybridiff_compile.optimize(pipe, mode="hybrid", tolerance=1e-9, gpus=1) as model:
+        calls: tuple[dict[str, Any], ...] = ({}, {"callback_on_step_end": change})
+        for call in calls:
+            pipelines.latents(model, "tiny-sdxl", num_inference_steps=10, **call)
+            errors.append([step.error for step in model.report.steps])
+    kept, changed = errors
+    assert changed[:6] == kept[:6]
+    assert changed[6] != kept[6]  # of the same predictions
+
+
 def test_hybrid_goes_back_to_serial_when_the_error_grows_and_comes_again_when_it_falls():
     from hybridiff_compile.config import Controlled
     from hybridiff_compile.ir import Phase
@@ -108,7 +126,7 @@ def test_hybrid_goes_back_to_serial_when_the_error_grows_and_comes_again_when_it
 
     steps, noise = 40, torch.Generator().manual_seed(0)
     run = Run(settings=Controlled(0.05, m=3, warm=4, tail=2, steps=steps, estimator="linear"))
-    run.forecast = Forecast("linear", [float(i) for i in range(steps)], 5.0)
+    run.forecast = Forecast("linear", [float(i) for i in range(steps)], lambda: 5.0)
 
     def compute(phase: Phase) -> torch.Tensor:
         rough = 0.5 if 15 <= len(run.done) < 25 else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -24,10 +24,12 @@ class Forecast:
     Args:
         estimator: how.
         axis: where each step lies on the axis that it extrapolates along.
-        guidance: scale w of the run.
+        guidance: tells the scale w of the step under way.
     """
 
-    def __init__(self, estimator: Estimator, axis: Sequence[float], guidance: float) -> None:
+    def __init__(
+        self, estimator: Estimator, axis: Sequence[float], guidance: Callable[[], float]
+    ) -> None:
         self._axis, self._guidance = axis, guidance
         self._branches = tuple(History(NODES[estimator]) for _ in BRANCHES)
         self._errors: list[tuple[int, Reading, float]] = []
@@ -85,4 +87,4 @@ class Forecast:
 
     def _error(self, exact: Sequence[torch.Tensor], estimates: Sequence[torch.Tensor]) -> Reading:
         (u, c), (est_u, est_c) = exact, estimates
-        return Reading(weighted_error((u, c), (est_u, est_c), self._guidance))
+        return Reading(weighted_error((u, c), (est_u, est_c), self._guidance()))

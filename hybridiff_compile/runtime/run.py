@@ -75,7 +75,10 @@ class Run:
         self.settings = settings
         if isinstance(settings, Pinned | Controlled):
             along = axis(pipe.scheduler, steps, settings.estimator)
-            guidance = float(getattr(pipe, "guidance_scale", 1.0))
+
+            def guidance() -> float:  # looked at again each time: a callback may change it
+                return float(getattr(pipe, "guidance_scale", 1.0))
+
             self.forecast = Forecast(settings.estimator, along, guidance)
 
     def watched(

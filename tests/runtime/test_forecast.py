@@ -24,7 +24,7 @@ def both(step: float) -> torch.Tensor:
 
 
 def forecast() -> Forecast:
-    return Forecast("linear", [float(i) for i in range(20)], W)
+    return Forecast("linear", [float(i) for i in range(20)], lambda: W)
 
 
 def test_estimate_goes_on_from_the_last_two_computed_steps():
