@@ -91,15 +91,24 @@ def run_apart(
 
 
 def not_packaged(call: DenoiserCall, known: Sequence[Signature]) -> str:
-    """Say which call a package lacks, and which it holds."""
+    """Say in which arguments a call differs from the nearest one that a package holds."""
 
-    def shape(leaves: Sequence[Any]) -> str:
-        return "x".join(str(n) for n in leaves[0][0])
+    def shown(leaf: Any) -> str:
+        return f"{leaf[2]} {'x'.join(map(str, leaf[0]))}" if isinstance(leaf, tuple) else leaf
 
-    asked = shape(call.signature()[1])
-    held = ", ".join(shape(leaves) for _, leaves, _ in known)
+    def differing(held: Signature) -> list[str]:
+        asked = call.signature()
+        (names, leaves), other = asked[:2], dict(zip(held[0], held[1], strict=True))
+        found = [
+            f"{name} is {shown(leaf)}, not {shown(other[name])}" if name in other else f"has {name}"
+            for name, leaf in zip(names, leaves, strict=True)
+            if other.get(name) != leaf
+        ]
+        found += [f"lacks {name}" for name in held[0] if name not in names]
+        return found or ["its arguments are nested in another way"]
+
+    nearest = min(map(differing, known), key=len)
     return (
-        f"the package holds no programs for this call (noisy picture {asked}; it holds {held}, "
-        "with the other arguments of their export); make the call as it was exported, or compile() "
-        "it before export()."
+        f"the package holds no programs for this call ({'; '.join(nearest)}); make the call as it "
+        "was exported, or compile() it before export()."
     )
