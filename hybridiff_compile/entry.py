@@ -110,5 +110,5 @@ def not_packaged(call: DenoiserCall, known: Sequence[Signature]) -> str:
     nearest = min(map(differing, known), key=len)
     return (
         f"the package holds no programs for this call ({'; '.join(nearest)}); make the call as it "
-        "was exported, or compile() it before export()."
+        "was exported, or export a model that was compile()d for this one too."
     )

@@ -179,6 +179,7 @@ class Session:
     def _is_guided(self, run: Run, call: DenoiserCall) -> bool:
         """The pipeline says that it guides, and the batch is doubled; looked at once a run."""
         if not getattr(self._pipe, "do_classifier_free_guidance", True):
+            run.unguided += 1
             return False
         signature = call.signature()
         if signature not in run.guided:

@@ -67,8 +67,8 @@ class Verification:
             "seeds": ", ".join(str(seed) for seed in self.seeds),
             "steps": phases,
             "PSNR": _text(self.psnr_db, ".1f", " dB"),
-            "SSIM": _text(self.ssim, ".4f"),
-            "LPIPS": _text(self.lpips, ".4f"),
+            "SSIM": _text(self.ssim, ".4f", missing="; it takes RGB pictures and torchmetrics"),
+            "LPIPS": _text(self.lpips, ".4f", missing="; it takes that and torchvision's AlexNet"),
             "max error": same or f"{self.max_abs_error:.2e} of the final latents",
             "mean error": same or begins,
             "seconds": f"{seconds}{self.one_device_seconds:.2f}",
@@ -76,8 +76,8 @@ class Verification:
         return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
 
 
-def _text(value: float | None, form: str, unit: str = "") -> str:
-    return "not measured" if value is None else f"{value:{form}}{unit}"
+def _text(value: float | None, form: str, unit: str = "", missing: str = "") -> str:
+    return f"not measured{missing}" if value is None else f"{value:{form}}{unit}"
 
 
 def check(pipe: Any, prompt: Any, seeds: Sequence[int], call: Mapping[str, Any]) -> None:
@@ -91,8 +91,10 @@ def check(pipe: Any, prompt: Any, seeds: Sequence[int], call: Mapping[str, Any])
         raise ConfigError(f"prompt={prompt!r}: pass the prompt of the pictures to compare.")
     if isinstance(seeds, str) or not isinstance(seeds, Sequence | range) or not seeds:
         raise ConfigError(f"seeds={seeds!r} must be whole numbers, such as (0, 1, 2).")
-    if any(type(seed) is not int for seed in seeds):
-        raise ConfigError(f"seeds={tuple(seeds)!r} must be whole numbers, such as (0, 1, 2).")
+    if any(type(seed) is not int or not -(2**63) <= seed < 2**64 for seed in seeds):
+        raise ConfigError(
+            f"seeds={tuple(seeds)!r} must be whole numbers of 64 bits, such as (0, 1, 2)."
+        )
     if "generator" in call:
         raise ConfigError("verify() makes a generator of each seed; drop generator, pass seeds.")
     taken = [name for name in call if name.startswith(_CALLBACK)]

@@ -118,6 +118,52 @@ def test_hybrid_weights_its_errors_by_the_guidance_that_a_callback_has_set():
     assert changed[6] != kept[6]  # of the same predictions
 
 
+def test_last_steps_are_computed_where_a_callback_switches_guidance_off_before_them(caplog):
+    """Steps count as the pipeline counts them, guided or not."""
+
+    def only_from_ten_on(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        guides = pipe.do_classifier_free_guidance
+        if (step + 1 >= 10) is guides:
+            return values
+        pipe._guidance_scale = 1.0 if guides else 5.0
+        for name in INPUTS[1:]:
+            if guides:
+                kept[name] = values[name]
+            values[name] = values[name].chunk(2)[1] if guides else kept[name]
+        return values
+
+    INPUTS, kept = ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"], {}
+    call = {"callback_on_step_end": only_from_ten_on, "callback_on_step_end_tensor_inputs": INPUTS}
+    pipe = pipelines.load("tiny-sdxl")
+    with hybridiff_compile.optimize(pipe, mode="hybrid", tolerance=10.0, gpus=1) as model:
+        pipelines.latents(model, "tiny-sdxl", num_inference_steps=30, **call)
+        steps = model.report.steps
+    assert [step.index for step in steps] == [0, *range(10, 30)]
+    phases = "".join("SPUCF"[step.phase] for step in steps)
+    assert phases[1] == "S"
+    assert "F" in phases
+    assert phases.endswith("SSSS")
+
+
+@pytest.mark.parametrize(("mode", "gpus"), [("paper", 2), ("forecast", 1)])
+def test_a_sampler_that_draws_noise_is_told_of_where_it_does_harm(mode, gpus, caplog):
+    pipe = pipelines.load("tiny-sdxl")
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    with hybridiff_compile.optimize(pipe, mode=mode, tau1=3, k=3, gpus=gpus) as model:
+        pipelines.latents(model, "tiny-sdxl", num_inference_steps=8)
+    assert "EulerAncestralDiscreteScheduler draws noise of its own" in caplog.text
+
+
+def test_hybrid_says_that_it_extrapolated_nothing(caplog):
+    pipe = pipelines.load("tiny-sdxl")
+    with hybridiff_compile.optimize(pipe, gpus=1) as model:
+        for steps in (4, 24):
+            pipelines.latents(model, "tiny-sdxl", num_inference_steps=steps)
+    said = [r.getMessage() for r in caplog.records if "extrapolated none" in r.getMessage()]
+    assert len(said) == 1
+    assert "none of this run's 4 steps" in said[0]
+
+
 def test_hybrid_goes_back_to_serial_when_the_error_grows_and_comes_again_when_it_falls():
     from hybridiff_compile.config import Controlled
     from hybridiff_compile.ir import Phase

@@ -169,7 +169,7 @@ def test_printing_shows_every_figure() -> None:
     assert lines["seeds"] == "0, 7"
     assert lines["steps"] == "20.5 serial, 29.5 forecast"
     assert (lines["PSNR"], lines["SSIM"]) == ("51.3 dB", "0.9987")
-    assert lines["LPIPS"] == "not measured"
+    assert lines["LPIPS"] == "not measured; it takes that and torchvision's AlexNet"
     assert lines["seconds"] == "1.50 a call; one device, branch by branch: 2.25"
     assert "1.23e-02 of the final latents" in shown
     assert "2.00e-03 of their size, from step 2 on" in shown
@@ -222,6 +222,14 @@ def test_torchmetrics_is_used_where_it_is_installed(
         (shape, shape, {"data_range": 1.0}),
         (shape, shape, {"net_type": "alex", "normalize": True}),
     ]
+
+
+def test_ssim_is_one_for_equal_pictures_and_less_for_others() -> None:
+    pictures = np.random.default_rng(0).random((2, 16, 24, 3))
+    assert quality.ssim(pictures, pictures) == pytest.approx(1.0)
+    other = quality.ssim(pictures, 1 - pictures)
+    assert other is not None
+    assert other < 0.1
 
 
 def test_without_torchmetrics_there_is_no_ssim(monkeypatch: pytest.MonkeyPatch) -> None:

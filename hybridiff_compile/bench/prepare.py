@@ -13,7 +13,7 @@ from rich.console import Console
 import hybridiff_compile
 from hybridiff_compile import package
 from hybridiff_compile.bench import asked, models, ranks
-from hybridiff_compile.errors import ConfigError
+from hybridiff_compile.errors import ConfigError, HybridiffError
 from hybridiff_compile.package.manifest import Call, Manifest
 
 COMPILERS = ("inductor", "tensorrt")
@@ -131,7 +131,12 @@ def export(wanted: Wanted, out: Path, form: Any, console: Console) -> None:
 def _compiled(model: hybridiff_compile.Model, wanted: Wanted) -> float:
     """Seconds until all ranks were ready for the wanted call."""
     begin = time.perf_counter()
-    model.compile(**wanted.call())
+    try:
+        model.compile(**wanted.call())
+    except HybridiffError:
+        raise
+    except ValueError as e:  # of the pipeline, which checks what it is called with
+        raise ConfigError(f"the pipeline refuses this call: {e}") from e
     return time.perf_counter() - begin
 
 

@@ -55,7 +55,7 @@ def _noise_levels(scheduler: Any, steps: int) -> list[tuple[float, float]] | Non
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) > steps:
         levels = [float(s) for s in sigmas[:-1][-steps:]]
-        is_flow = max(levels) <= 1.0
+        is_flow = float(max(sigmas)) <= 1.0  # of all: a run may begin in the middle
         return [(s, 1 - s if is_flow else 1.0) for s in levels]
     cumulative = getattr(scheduler, "alphas_cumprod", None)
     if cumulative is None:

@@ -14,7 +14,7 @@ class StepRecord:
     """One denoising step.
 
     Attributes:
-        index: counted from 0 in the order of execution.
+        index: counted from 0 in the order of execution, steps without guidance included.
         phase: the phase it ran in.
         counted: "serial", "pipelined" or "forecast": the phase that it lies in. A step that was
             computed among extrapolated ones lies in the forecast phase.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,15 +28,17 @@ from hybridiff_compile.runtime.switching import (
 
 @dataclass
 class Done:
-    """A step that was run.
+    """A guided step that was run.
 
     Attributes:
+        index: of the run's steps, guided or not.
         phase: that it ran in, and why.
         seconds: on the driver's clock.
         discrepancy: M_i of Eq. (1), still on its device; None if it was not computed serially.
         error: weighted error that was measured in it.
     """
 
+    index: int
     phase: Phase
     reason: str
     seconds: float
@@ -53,6 +55,7 @@ class Run:
         forecast: what is extrapolated; None in a mode that extrapolates nothing.
         guided: whether calls of a signature carry both branches, as looked at once.
         done: the guided steps so far.
+        unguided: steps so far in which the pipeline did not guide.
         tau1: first pipelined step of the paper's mode, once it is known.
         last_key: of the captured signature of the last step.
         spec: the tree around a prediction, where one device makes them.
@@ -64,11 +67,17 @@ class Run:
     forecast: Forecast | None = None
     guided: dict[Any, bool] = field(default_factory=dict)
     done: list[Done] = field(default_factory=list)
+    unguided: int = 0
     tau1: int | None = None
     last_key: int | None = None
     spec: Any = None
     ranks: int = 1
     declined: str = ""
+
+    @property
+    def index(self) -> int:
+        """Of the step under way, among all of the run's."""
+        return len(self.done) + self.unguided
 
     def begin(self, settings: Switching, pipe: Any, steps: int) -> None:
         """Before the first guided step: how this run of `steps` steps of a pipeline will switch."""
@@ -81,23 +90,36 @@ class Run:
 
             self.forecast = Forecast(settings.estimator, along, guidance)
 
-    def watched(
-        self, mode: str, pipe: Any, say: Callable[[str], None]
-    ) -> AbstractContextManager[None]:
-        """Within this, a sampler that draws noise is noticed, and then nothing is pipelined.
+    @contextmanager
+    def watched(self, mode: str, pipe: Any, say: Callable[[str], None]) -> Iterator[None]:
+        """Around the call: say what keeps a mode from doing well, and decline what cannot.
 
-        A late prediction has not seen the noise that was added since.
+        A late or an extrapolated prediction knows nothing of noise that a sampler has added since.
+        Guided pipelining is then declined; hybrid sees the error by itself.
         """
         scheduler = getattr(pipe, "scheduler", None)
-        if mode != "guided" or scheduler is None:
-            return nullcontext()
 
         def tell(noisy: bool) -> None:
-            if noisy:
-                self.declined = f"{type(scheduler).__name__} draws noise of its own"
-                say(f"nothing is pipelined: {self.declined}")
+            noise = f"{type(scheduler).__name__} draws noise of its own"
+            if noisy and mode == "guided":
+                self.declined = noise
+                say(f"nothing is pipelined: {noise}")
+            elif noisy:
+                say(
+                    f"{noise}, of which a step that is pipelined or extrapolated knows nothing: "
+                    "model.verify(prompt) tells what that does to a picture"
+                )
 
-        return sampler.watched(scheduler, tell)
+        is_blind = mode in ("paper", "guided", "forecast") and scheduler is not None
+        with sampler.watched(scheduler, tell) if is_blind else nullcontext():
+            yield
+        if isinstance(self.settings, Controlled) and not any(
+            done.phase is Phase.FORECAST for done in self.done
+        ):
+            say(
+                f"hybrid extrapolated none of this run's {len(self.done)} steps; "
+                "model.report.steps has the reason of each"
+            )
 
     def step(self, key: int | None, compute: Callable[[Phase], torch.Tensor]) -> torch.Tensor:
         """Decide the next step's phase, run it, and note what it was like.
@@ -113,7 +135,9 @@ class Run:
         phase, reason = self.decide(key)
         returned = None if phase is Phase.FORECAST else compute(phase)
         prediction, measured, error = self.complete(phase, returned)
-        self.done.append(Done(phase, reason, time.perf_counter() - start, measured, error))
+        self.done.append(
+            Done(self.index, phase, reason, time.perf_counter() - start, measured, error)
+        )
         return prediction
 
     def decide(self, key: int | None) -> tuple[Phase, str]:
@@ -122,9 +146,11 @@ class Run:
         Args:
             key: of the step's captured signature.
         """
-        step, settings = len(self.done), self.settings
+        step, settings = self.index, self.settings
         if self.last_key != key or not self.done:
             return Phase.SERIAL, "the first step of its shape"
+        if self.done[-1].index != step - 1:
+            return Phase.SERIAL, "the first step after some without guidance"
         if settings is None:
             return Phase.SERIAL, "this mode is always serial"
         if isinstance(settings, Pinned):
@@ -136,8 +162,9 @@ class Run:
             return phase, f"pinned: {settings.mode}, {where}" if within else f"outside {where}"
         if isinstance(settings, Controlled):
             assert self.forecast is not None
-            computed = [i for i, done in enumerate(self.done) if done.phase is Phase.SERIAL]
+            computed = [done.index for done in self.done if done.phase is Phase.SERIAL]
             return controlled_phase(step, computed, self.forecast.predicted(step), settings)
+        step = len(self.done)  # the paper knows guided steps only
         # Reading a discrepancy waits for the device; it is read only while tau1 is searched.
         if self.tau1 is None and (settings.tau1 is not None or step > settings.L_slope):
             seen = [float(d.discrepancy) for d in self.done if d.discrepancy is not None]
@@ -160,7 +187,7 @@ class Run:
         Returns:
             The prediction of both branches, [2B, ...]; the discrepancy; the measured error.
         """
-        step, forecast = len(self.done), self.forecast
+        step, forecast = self.index, self.forecast
         if returned is None:
             assert forecast is not None
             return forecast.estimate(step), None, None
@@ -183,7 +210,7 @@ class Run:
         kinds = counted([done.phase for done in self.done])
         steps = tuple(
             StepRecord(
-                index=i,
+                index=d.index,
                 phase=d.phase,
                 counted=kind,
                 reason=d.reason,
@@ -191,7 +218,7 @@ class Run:
                 discrepancy=None if d.discrepancy is None else float(d.discrepancy),
                 error=None if d.error is None else float(d.error),
             )
-            for i, (d, kind) in enumerate(zip(self.done, kinds, strict=True))
+            for d, kind in zip(self.done, kinds, strict=True)
         )
         within = [s.index for s in steps if s.counted != Phase.SERIAL.kind]
         return RunReport(

@@ -86,6 +86,13 @@ def test_sizes_that_no_picture_has_are_refused(name):
         Wanted("tiny-sd3", None, **{name: 0})
 
 
+def test_a_size_that_the_pipeline_refuses_is_an_error_of_one_line():
+    result = runner.invoke(app, ["compile", "--model", "tiny-sd3", "--height", "63"])
+    assert result.exit_code == 2
+    assert "error: the pipeline refuses this call" in result.output
+    assert "63" in result.output
+
+
 def test_compile_tells_seconds_and_graphs_of_every_rank(monkeypatch):
     """With a pipeline from a folder, which is the whole of what a user's pipeline is."""
     own, asked = hybridiff_compile.optimize, {}

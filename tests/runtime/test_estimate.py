@@ -88,6 +88,7 @@ def test_axis_of_sigma_and_log_snr():
 
 def test_run_of_the_last_steps_lies_where_they_do():
     assert axis(FLOW, 2, "sigma") == [0.5, 0.25]  # img2img leaves the first steps out
+    assert axis(EULER, 1, "logsnr") == [0.0]  # its last noise level, 1, makes it no flow
 
 
 def test_axis_falls_back_to_the_index():
