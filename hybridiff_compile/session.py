@@ -235,7 +235,7 @@ class Session:
         self._captures += 1
         name = call_name(self._captures, next(iter(call.tensors().values())))
         dump = self.config.dump and self.config.dump / name
-        with memory.uncollected():
+        with memory.lightly_collected():
             with one_compiler, one_thread(self.device), self.attachment.bypassed():
                 entry = capture_entry(self.denoiser, call, batched, self.config, dump)
             self._load(self._connect(), entry)

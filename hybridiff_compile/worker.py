@@ -38,6 +38,7 @@ class Worker:
         self._weights: dict[str, torch.Tensor] = {}
         self._finish: lower.Finish = list
         self._warming: threading.Thread | None = None
+        self._to_trim = False
 
     def serve(self) -> None:
         """Handle messages until the driver closes the pipe, or dies."""
@@ -65,16 +66,22 @@ class Worker:
                 messages.send(self._connection, self._status())
             case messages.Finish(key):
                 self._rank.load(key, self._finish())
-                self._finish = list
+                self._finish, self._to_trim = list, True
                 messages.send(self._connection, self._status())
                 memory.trim()
             case messages.Unload(keys):
                 self._rank.unload(*keys)
             case messages.Ask():
-                status = replace(self._status(), steps=self._rank.take_steps())
-                messages.send(self._connection, status)
+                self._tell_steps()
             case messages.Status():
                 raise RuntimeError("a worker answers, it is not answered")
+
+    def _tell_steps(self) -> None:
+        status = replace(self._status(), steps=self._rank.take_steps())
+        messages.send(self._connection, status)
+        if self._to_trim and status.steps:
+            self._to_trim = False  # the first steps leave what no other ones need
+            memory.trim()
 
     def _begin(self, programs: list[RankProgram], how: Lowering) -> None:
         if self._warming is not None:

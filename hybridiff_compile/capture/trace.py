@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx import config as fx_config
+from torch.fx import graph_module
 from torch.utils import _pytree as pytree
 
 from hybridiff_compile.capture.call import DenoiserCall, only_tensor
@@ -108,6 +109,7 @@ def _shared(call: DenoiserCall) -> tuple[str, ...]:
 def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
     """Export to a plain graph module `(tensor arguments that are read) -> prediction`."""
     positional, keyword = call.arguments
+    before = set(_sources())
     try:
         with torch.no_grad(), _without_gradients(denoiser), _quiet(), _untraced():
             exported = torch.export.export(
@@ -116,7 +118,7 @@ def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
     except Exception as e:
         raise CaptureError(_explain(denoiser, e)) from e
     finally:
-        _forget_export()
+        _forget_export(before)
     return _unlift(exported, call)
 
 
@@ -150,10 +152,21 @@ def _unlift(exported: torch.export.ExportedProgram, call: DenoiserCall) -> fx.Gr
     return Parent(attributes, graph, class_name="Denoiser")
 
 
-def _forget_export() -> None:
-    """Empty the table by which torch would keep the whole exported graph until its next export."""
+def _sources() -> dict[str, str]:
+    """Where torch keeps the code of every graph module for good."""
+    return getattr(getattr(graph_module, "_loader", None), "eval_cache", {})
+
+
+def _forget_export(before: set[str]) -> None:
+    """Drop what torch would keep of an export: the whole graph until its next one, and its code.
+
+    Args:
+        before: names of the sources that there were before it.
+    """
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
     getattr(proxies, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
+    for name in set(_sources()) - before:
+        del _sources()[name]
 
 
 @contextmanager

@@ -240,10 +240,17 @@ def test_several_outputs_are_refused():
 
 def test_torch_keeps_nothing_of_the_export():
     """Its table would hold the exported graph, tens of megabytes for a UNet, until the next one."""
+    from torch.fx import graph_module
     from torch.fx.experimental import proxy_tensor
 
-    capture_simple(nn.Linear(4, 4))
+    others = fx.symbolic_trace(nn.Linear(4, 4))
+    before = set(graph_module._loader.eval_cache)
+    captured = capture_simple(nn.Linear(4, 4))
     assert not proxy_tensor._FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT
+    assert before <= set(graph_module._loader.eval_cache)  # of other graphs, such as `others`
+    assert others.code
+    kept = set(graph_module._loader.eval_cache) - before
+    assert len(kept) == len([*captured.program.graphs, denoiser_of(captured)])
 
 
 def test_what_the_export_lifted_is_held_by_the_graph_again():
