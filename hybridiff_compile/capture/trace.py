@@ -158,11 +158,7 @@ def _sources() -> dict[str, str]:
 
 
 def _forget_export(before: set[str]) -> None:
-    """Drop what torch would keep of an export: the whole graph until its next one, and its code.
-
-    Args:
-        before: names of the sources that there were before it.
-    """
+    """Drop what torch would keep of an export: its graph, and sources not there `before`."""
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
     getattr(proxies, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
     for name in set(_sources()) - before:
