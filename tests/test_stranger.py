@@ -152,7 +152,7 @@ def test_a_call_of_the_denoiser_in_another_thread_is_no_step() -> None:
 def test_a_worker_that_dies_after_the_last_step_costs_no_picture(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with hybridiff_compile.optimize(pipelines.load(NAME)) as model:
+    with hybridiff_compile.optimize(pipelines.load(NAME), mode="exact") as model:
         alone = make(model)
         asked, own = [], Driver.traffic
 
