@@ -97,8 +97,10 @@ class Controlled:
 #: How a run chooses the phase of each step; None is always serial.
 Switching = SwitchSettings | Pinned | Controlled | None
 
+# The m of hybrid, unless it is given or comes with a named tolerance.
+_M = 4
 #: Named tolerances, and the m that goes with each; README says what they were seen to give, in dB.
-TOLERANCES = {"fine": (0.15, 4), "balanced": (0.4, 4), "fast": (0.8, 6)}
+TOLERANCES = {"fine": (0.15, _M), "balanced": (0.4, _M), "fast": (0.8, 6)}
 
 #: First and last steps that this project's own phases leave alone in a run that is long enough.
 _FIRST, _LAST = 6, 4
@@ -259,7 +261,7 @@ class Config:
 
     def _controlled(self, steps: int) -> Controlled:
         given = "balanced" if self.tolerance is None else self.tolerance
-        tolerance, m = TOLERANCES[given] if isinstance(given, str) else (given, 4)
+        tolerance, m = TOLERANCES[given] if isinstance(given, str) else (given, _M)
         warm, tail = _ends(steps)
         return Controlled(
             tolerance=tolerance,

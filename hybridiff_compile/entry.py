@@ -96,15 +96,16 @@ def not_packaged(call: DenoiserCall, known: Sequence[Signature]) -> str:
     def shown(leaf: Any) -> str:
         return f"{leaf[2]} {'x'.join(map(str, leaf[0]))}" if isinstance(leaf, tuple) else leaf
 
+    names, leaves, _ = call.signature()
+
     def differing(held: Signature) -> list[str]:
-        asked = call.signature()
-        (names, leaves), other = asked[:2], dict(zip(held[0], held[1], strict=True))
+        other = dict(zip(held[0], held[1], strict=True))
         found = [
             f"{name} is {shown(leaf)}, not {shown(other[name])}" if name in other else f"has {name}"
             for name, leaf in zip(names, leaves, strict=True)
             if other.get(name) != leaf
         ]
-        found += [f"lacks {name}" for name in held[0] if name not in names]
+        found += [f"lacks {name}" for name in other if name not in names]
         return found or ["its arguments are nested in another way"]
 
     nearest = min(map(differing, known), key=len)

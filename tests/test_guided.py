@@ -118,7 +118,7 @@ def test_hybrid_weights_its_errors_by_the_guidance_that_a_callback_has_set():
     assert changed[6] != kept[6]  # of the same predictions
 
 
-def test_last_steps_are_computed_where_a_callback_switches_guidance_off_before_them(caplog):
+def test_last_steps_are_computed_where_a_callback_switches_guidance_off_before_them():
     """Steps count as the pipeline counts them, guided or not."""
 
     def only_from_ten_on(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:

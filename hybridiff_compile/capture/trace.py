@@ -111,7 +111,7 @@ def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
     positional, keyword = call.arguments
     before = set(_sources())
     try:
-        with torch.no_grad(), _without_gradients(denoiser), _quiet(), _untraced():
+        with torch.no_grad(), _without_gradients(denoiser), _quiet(), _without_stack_traces():
             exported = torch.export.export(
                 denoiser, tuple(positional.values()), keyword, strict=False
             )
@@ -180,7 +180,7 @@ def _without_gradients(denoiser: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _untraced() -> Iterator[None]:
+def _without_stack_traces() -> Iterator[None]:
     """Keep torch from noting the Python stack of every node, which takes time; nobody reads it."""
     config: Any = fx_config
     before = getattr(config, "do_not_emit_stack_traces", False)
