@@ -39,6 +39,6 @@ def lightly_collected() -> Iterator[None]:
         yield
     finally:
         if is_ours:
-            gc.collect()  # not in the steps that follow, where a Ctrl-C could meet a finalizer
+            gc.collect()  # here, and not in the steps that follow
             gc.set_threshold(*thresholds)
             gc.unfreeze()

@@ -180,7 +180,8 @@ def test_a_worker_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
 
 SCRIPT = """
-import sys
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts & the tests
 import hybridiff_compile
 from tests import pipelines
 
