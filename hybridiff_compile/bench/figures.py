@@ -13,7 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 
 from hybridiff_compile.config import Estimator
 
-Mode = Literal["one-device", "one-device-apart", "exact", "paper", "hybrid", "guided", "forecast"]
+Mode = Literal[
+    "one-device",
+    "one-device-apart",
+    "exact",
+    "paper",
+    "hybrid",
+    "guided",
+    "forecast",
+    "asyncdiff",
+]
 PhaseName = Literal["serial", "pipelined", "forecast"]
 Backend = Literal["eager", "inductor", "aot", "onnx", "tensorrt"]
 Scope = Literal["stage", "regional", "whole"]
@@ -65,12 +74,17 @@ class Row(_Record):
         peak_rss_mb: most resident memory of each rank's process so far, compiling included.
         peak_pss_mb: proportional (shared pages count once), of each rank's process, the most that
             was seen when it was ready and after each picture; nothing is sampled while compiling.
+        peak_device_mb: of each rank's GPU; predicted by a plan.
         compile_seconds_cold, compile_seconds_warm: wall until all ranks are ready, in processes of
             their own, with an empty cache folder and with the folder that the first one filled.
         load_seconds: wall until all ranks of an exported package are ready.
         first_picture_seconds: from a loaded pipeline, with an empty cache, to its first picture.
         recompiles: graphs that any rank compiled after all were ready.
         graphs: compiled graphs of each rank, its own and those that another rank compiled for it.
+        device, link: names of the ones that a prediction is for, or "measured".
+        predicted_seconds, predicted_speedup: of a picture; over `one-device`, predicted likewise.
+        predicted_step_ms_by_phase: of a step.
+        limited_by: what holds it back, in a few words.
     """
 
     command: str
@@ -106,12 +120,19 @@ class Row(_Record):
     bytes_sent: NonNegativeInt | None = None
     peak_rss_mb: tuple[NonNegativeFloat, ...] | None = None
     peak_pss_mb: tuple[NonNegativeFloat, ...] | None = None
+    peak_device_mb: tuple[NonNegativeFloat, ...] | None = None
     compile_seconds_cold: NonNegativeFloat | None = None
     compile_seconds_warm: NonNegativeFloat | None = None
     load_seconds: NonNegativeFloat | None = None
     first_picture_seconds: NonNegativeFloat | None = None
     recompiles: NonNegativeInt | None = None
     graphs: tuple[NonNegativeInt, ...] | None = None
+    device: str | None = None
+    link: str | None = None
+    predicted_seconds: NonNegativeFloat | None = None
+    predicted_speedup: NonNegativeFloat | None = None
+    predicted_step_ms_by_phase: dict[PhaseName, NonNegativeFloat] | None = None
+    limited_by: str | None = None
 
 
 class Figures(_Record):

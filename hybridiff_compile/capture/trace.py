@@ -60,18 +60,22 @@ class Captured:
     spec: pytree.TreeSpec
 
 
-def capture(denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any]) -> Captured:
+def capture(denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any] | None) -> Captured:
     """Trace a denoiser from a pipeline's own call.
 
     Args:
         denoiser: the module, with its own forward in place.
         call: a guided call, `[uncond, cond]` in one batch of 2B.
-        batched: runs the call as the pipeline made it, for the comparison with the branches.
+        batched: runs the call as the pipeline made it, for the comparison with the branches; None
+            compares nothing, for weights and values that are FakeTensors or not of interest.
 
     Raises:
         CaptureError: it cannot be exported, or its branches do not add up to the batched call.
     """
     name = type(denoiser).__name__
+    if batched is None:
+        program = _step_program(_export(denoiser, call.branch(0)), call)
+        return Captured(program, _shared(call), pytree.tree_structure(None))
     expected, spec = only_tensor(batched(), name)
     traced = _export(denoiser, call.branch(0))
     captured = Captured(_step_program(traced, call), _shared(call), spec)

@@ -1,0 +1,1 @@
+"""What two devices will give, before anything is bought, downloaded or compiled."""
