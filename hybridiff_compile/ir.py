@@ -19,6 +19,7 @@ class Phase(enum.IntEnum):
     GUIDED_U, GUIDED_C: rank 0 runs stage0 on that branch, rank 1 runs stage1 on the features, time
         and embeddings of the step before: one branch's exact prediction, one step late.
     FORECAST: no rank runs anything; the driver extrapolates both branches. It has no program.
+    DRAINED: the last PIPELINED step. Nothing would read its features, so rank 0 makes none.
     """
 
     SERIAL = 0
@@ -26,11 +27,12 @@ class Phase(enum.IntEnum):
     GUIDED_U = 2
     GUIDED_C = 3
     FORECAST = 4
+    DRAINED = 5
 
     @property
     def kind(self) -> str:
         """What figures and reports count it as."""
-        return "pipelined" if self in GUIDED else self.name.lower()
+        return "pipelined" if self in (Phase.DRAINED, *GUIDED) else self.name.lower()
 
 
 #: The guided phases, by the branch that rank 0 works on, in the order of `BRANCHES`.

@@ -17,7 +17,7 @@ from hybridiff_compile.ir import (
     returned_values,
 )
 from hybridiff_compile.layout import Layout, PackCut
-from hybridiff_compile.passes.balance import choose, noisy_nodes, places
+from hybridiff_compile.passes.balance import RATES, Cuts, choose
 from hybridiff_compile.passes.base import Pass
 
 
@@ -29,7 +29,8 @@ class CutStages(Pass):
         `cut = stage0(sample, e...)`, a tuple of tensors, and `eps = stage1(cut, e...)`;
         rank 0 returns `cut` packed into one buffer, uint8[nbytes], as new state (`keep_cut`).
     Exact: the same nodes in the same order. Nodes that do not depend on the noisy picture are made
-    by every stage that reads them, so they are never stale (paper Sec. 4.2).
+    by every stage that reads them, so they are never stale (paper Sec. 4.2). What stage1 makes of
+    less bytes sooner than it could be sent, it makes again: then the picture crosses for it.
     """
 
     name: ClassVar = "cut-stages"
@@ -37,11 +38,13 @@ class CutStages(Pass):
     gives: ClassVar = Level.CUT
 
     keep_cut: bool = True
+    #: Kind of device whose rates decide; None is that of the weights.
+    device: str | None = None
 
     def __call__(self, program: StepProgram) -> StepProgram:
         denoiser = program.graphs[0].get_submodule("denoiser")
         assert isinstance(denoiser, fx.GraphModule)
-        pair = stages(denoiser)
+        pair = stages(denoiser, self.device)
         graphs = tuple(clone(module) for module in program.graphs)
         for rank, module in enumerate(graphs):
             _cut_call(module, denoiser, pair, keep_cut=self.keep_cut and rank == 0)
@@ -91,33 +94,45 @@ def _placeholders(module: fx.GraphModule) -> list[str]:
     return [n.name for n in module.graph.nodes if n.op == "placeholder"]
 
 
-def stages(denoiser: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+def stages(
+    denoiser: fx.GraphModule, device: str | None = None
+) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Cut a denoiser graph at the best place.
 
     Args:
         denoiser: `(sample, e0, e1, ...) -> eps`, all nodes with FakeTensors in `meta["val"]`.
+        device: as in `CutStages`.
 
     Returns:
         stage0 `(sample, e...) -> (t0, t1, ...)` and stage1 `((t0, t1, ...), e...) -> eps`, which
-        share the denoiser's parameters.
+        share the denoiser's parameters. One of the t may be the sample itself.
     """
-    place = choose(places(denoiser))
-    noisy = noisy_nodes(denoiser.graph)
-    head, tail = set(noisy[: place.index + 1]), set(noisy[place.index + 1 :])
-    crossing = [n for n in noisy[: place.index + 1] if not tail.isdisjoint(n.users)]
     result = output_node(denoiser.graph).args[0]
     assert isinstance(result, fx.Node)
-    return _stage(denoiser, head, [], crossing), _stage(denoiser, tail, crossing, result)
+    cuts = Cuts(denoiser, RATES[device or result.meta["val"].device.type])
+    return stages_at(denoiser, cuts, choose(cuts.places()).index)
+
+
+def stages_at(
+    denoiser: fx.GraphModule, cuts: Cuts, index: int
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Cut a denoiser graph after the noisy node of an index; see `stages`."""
+    at = cuts.crossing(index)
+    head, tail = set(cuts.noisy[: index + 1]), set(cuts.noisy[index + 1 :])
+    result = output_node(denoiser.graph).args[0]
+    assert isinstance(result, fx.Node)
+    first = _stage(denoiser, head | set(at.tensors), (), at.tensors)
+    return first, _stage(denoiser, tail | at.again, at.tensors, result)
 
 
 def _stage(
     denoiser: fx.GraphModule,
     noisy: set[fx.Node],
-    features: list[fx.Node],
-    returned: list[fx.Node] | fx.Node,
+    features: tuple[fx.Node, ...],
+    returned: tuple[fx.Node, ...] | fx.Node,
 ) -> fx.GraphModule:
     """Extract a stage's nodes, and what they need that does not depend on the noisy picture."""
-    needed = _with_ancestors(noisy, stop=set(features))
+    needed = _with_ancestors(noisy, stop=set(features)) - set(features)
     graph, env = fx.Graph(), {}
     if features:
         cut = graph.placeholder("cut")
@@ -130,9 +145,7 @@ def _stage(
     for node in denoiser.graph.nodes:
         if node in needed and node.op != "placeholder":
             env[node] = graph.node_copy(node, env.__getitem__)
-    out = graph.output(
-        fx.map_arg(tuple(returned) if isinstance(returned, list) else returned, env.__getitem__)
-    )
+    out = graph.output(fx.map_arg(returned, env.__getitem__))
     out.meta = {"val": fx.map_arg(returned, lambda n: n.meta["val"])}
     return fx.GraphModule(denoiser, graph, class_name="Stage1" if features else "Stage0")
 

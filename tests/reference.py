@@ -57,7 +57,9 @@ class _FromFeatures(fx.Interpreter):
     names: frozenset[str]
 
     def run_node(self, n: fx.Node) -> Any:
-        value = self.given[n.name] if n.name in self.given else super().run_node(n)
+        value = super().run_node(n)  # a placeholder has to take its argument in any case
+        if n.name in self.given:
+            return self.given[n.name]
         if n.name in self.names:
             self.noted[n.name] = value
         return value

@@ -21,6 +21,9 @@ def test_dump_writes_every_program_before_and_after_each_pass(tmp_path):
     folder = tmp_path / "made" / "here"
     programs = build_programs(toy.captured().program, "paper", (Dump(folder),))
     stems = [
+        "drained-3-drain-pipeline",
+        "drained-4-link-ranks",
+        "drained-5-guard-phase",
         "pipelined-3-skew-stages",
         "pipelined-4-link-ranks",
         "pipelined-5-guard-phase",

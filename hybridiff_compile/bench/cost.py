@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from hybridiff_compile.ir import GUIDED, Phase
 
 #: Forwards of batch B that each of two ranks runs in one step.
-FORWARDS = {Phase.SERIAL: 1.0, Phase.PIPELINED: 0.5, Phase.FORECAST: 0.0} | dict.fromkeys(
-    GUIDED, 0.5
+FORWARDS = {Phase.SERIAL: 1.0, Phase.FORECAST: 0.0} | dict.fromkeys(
+    (Phase.PIPELINED, Phase.DRAINED, *GUIDED), 0.5
 )
 
 

@@ -89,7 +89,7 @@ def _plot_times(axes: Axes, trace: Trace) -> None:
     _style(axes)
     steps, times = np.arange(len(trace.step_ms)), np.asarray(trace.step_ms, dtype=float)
     for phase, colour in PHASE_COLOURS.items():
-        chosen = np.array([p is phase for p in trace.phases])
+        chosen = np.array([p.kind == phase.kind for p in trace.phases])
         axes.bar(steps[chosen], times[chosen], width=0.82, color=colour)
     # Beside the bars, the upper label growing upwards: close lines keep their labels apart.
     by_height = sorted(trace.baselines.items(), key=lambda item: item[1])

@@ -133,7 +133,7 @@ def _translate(flat: Flat, path: Path, names: list[str]) -> Any:
     examples = flat.examples(device)[len(flat.values) :]
     try:
         with torch.no_grad(), _quiet():
-            program = torch.export.export(flat.attached(), tuple(examples), strict=False)
+            program = torch.export.export(_apart(flat.attached()), tuple(examples), strict=False)
             # Unoptimized: the optimizer folds weights into new ones, which are in no file.
             return torch.onnx.export(program, output_names=names, optimize=False, verbose=False)
     except Exception as e:
@@ -141,6 +141,22 @@ def _translate(flat: Flat, path: Path, names: list[str]) -> Any:
             f"{path.stem} has no ONNX form: {_reason(e)} - change the model's code there, or use "
             "backend='inductor' for this pipeline."
         ) from e
+
+
+def _apart(module: fx.GraphModule) -> fx.GraphModule:
+    """Copy what is handed through, for a model's input and its output are two names."""
+    output = output_node(module.graph)
+    with module.graph.inserting_before(output):
+        output.args = fx.map_arg(
+            output.args,
+            lambda n: (
+                module.graph.call_function(torch.ops.aten.clone.default, (n,))
+                if n.op == "placeholder"
+                else n
+            ),
+        )
+    module.recompile()
+    return module
 
 
 def _reason(error: BaseException) -> str:

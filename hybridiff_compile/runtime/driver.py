@@ -151,7 +151,8 @@ class Driver:
     ) -> torch.Tensor:
         peer = self._peer[key, phase]
         fed = self._changed(key, values, peer.contract.inputs)
-        if phase is Phase.PIPELINED is not self._last_phase.get(key):
+        begins = self._last_phase.get(key) is not Phase.PIPELINED
+        if phase in (Phase.PIPELINED, Phase.DRAINED) and begins:
             # The cut of the last serial step fills the pipeline, so filling costs no compute.
             fed.update(self._rank.kept(key, peer.contract.state))
         self._last_phase[key] = phase

@@ -91,7 +91,7 @@ def test_progress_is_told_of_every_part_as_it_begins(compiled):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_phases_share_their_compiled_stages(rank, compiled):
     programs = embedded.case("toy").programs(rank)
-    serial, pipelined = lower.begin(programs, STAGE, CPU)()
+    serial, pipelined, drained = lower.begin(programs, STAGE, CPU)()
     assert len(compiled) == 2
     assert (serial.phase, pipelined.phase) == (Phase.SERIAL, Phase.PIPELINED)
     assert isinstance(serial.call, nn.Module)
@@ -99,17 +99,21 @@ def test_phases_share_their_compiled_stages(rank, compiled):
     stage = f"stage{rank}"
     assert isinstance(serial.call.get_submodule(stage), Compiled)
     assert pipelined.call.get_submodule(stage) is serial.call.get_submodule(stage)
+    assert isinstance(drained.call, nn.Module)
+    inside = {"stage1": serial.call.get_submodule("stage1"), "unpack": None} if rank else {}
+    assert dict(drained.call.named_children()).keys() == inside.keys()
+    assert not rank or drained.call.get_submodule("stage1") is inside["stage1"]
     # The programs are as they were.
-    assert all(isinstance(parts_of(p)[stage], fx.GraphModule) for p in programs)
+    assert all(isinstance(parts_of(p)[stage], fx.GraphModule) for p in programs[:2])
 
 
 def test_whole_steps_are_the_ranks_own(compiled):
     programs = embedded.case("toy").programs(rank=1)
     finish = lower.begin(programs, WHOLE, CPU)
-    assert len(compiled) == 2
+    assert len(compiled) == 3
     variants = finish()
-    assert len(compiled) == 2
-    assert [type(v.call) for v in variants] == [Compiled, Compiled]
+    assert len(compiled) == 3
+    assert [type(v.call) for v in variants] == [Compiled] * 3
 
 
 def test_prepare_outlines_only_where_it_is_asked_for():
@@ -119,6 +123,7 @@ def test_prepare_outlines_only_where_it_is_asked_for():
     ready = prepare(programs, REGIONAL)
     for before, after in zip(programs, ready, strict=True):
         assert (before.phase, before.contract) == (after.phase, after.contract)
+    for before, after in zip(programs[:2], ready, strict=False):  # drained, rank 0 has no stage
         assert not hasattr(before.module.get_submodule("stage0"), "block0")
         assert isinstance(after.module.get_submodule("stage0.block0"), fx.GraphModule)
     assert ready[0].module.get_submodule("stage0") is ready[1].module.get_submodule("stage0")
@@ -128,7 +133,7 @@ def test_regional_compiles_each_distinct_block_once_and_gives_the_same_bits(comp
     case = embedded.case("tiny-sd3")
     programs = prepare(case.programs(rank=0), REGIONAL)
     stage = programs[0].module.get_submodule("stage0")
-    serial, _ = lower.begin(programs, REGIONAL, CPU)()
+    serial, *_ = lower.begin(programs, REGIONAL, CPU)()
     blocks = [m for m in stage.children() if isinstance(m, fx.GraphModule)]
     assert (
         0

@@ -18,7 +18,7 @@ def test_parts_of_a_whole_step_are_the_programs():
 
 
 def test_parts_of_the_stage_scope_are_the_stages_once_in_the_order_of_their_use():
-    serial, pipelined = embedded.case("toy").programs(rank=1)
+    serial, pipelined, _ = embedded.case("toy").programs(rank=1)
     stages = [serial.module.get_submodule(n) for n in ("stage0", "stage1")]
     assert parts([serial, pipelined], "stage") == stages
     assert parts([pipelined, serial], "stage") == stages[::-1]

@@ -172,7 +172,7 @@ def test_weights_are_held_under_dotted_names():
 
 
 def test_whole_program_is_flattened_with_its_stages_inside():
-    (serial, _) = embedded.case("toy").programs(rank=0)
+    serial, *_ = embedded.case("toy").programs(rank=0)
     parts = [m for m in serial.module.modules() if isinstance(m, fx.GraphModule)]
     assert len(parts) == 3  # the step and two stages
     flat = flatten(serial.module)

@@ -85,7 +85,7 @@ def test_engine_gives_the_stage_s_results(recorder):
 
 def test_every_stage_gets_one_engine_which_the_phases_share(recorder):
     case = embedded.case("toy")
-    serial, pipelined = lower.begin(case.programs(rank=1), Lowering("tensorrt"), CPU)()
+    serial, pipelined, _ = lower.begin(case.programs(rank=1), Lowering("tensorrt"), CPU)()
     assert len(recorder.given) == 2
     assert isinstance(serial.call, nn.Module)
     assert isinstance(pipelined.call, nn.Module)

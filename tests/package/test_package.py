@@ -105,7 +105,7 @@ def test_it_holds_the_weights_once_and_each_stage_once(
     assert held <= files[WEIGHTS] < 1.02 * held
     for name in ("rank0.json", "rank1.json"):
         (programs,) = json.loads((folder / name).read_text())
-        assert list(programs) == ["SERIAL", "PIPELINED"]
+        assert list(programs) == ["SERIAL", "PIPELINED", "DRAINED"]
 
 
 def test_export_leaves_the_compilers_settings_as_they_were(

@@ -7,15 +7,26 @@ from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.trace import capture
 from hybridiff_compile.ir import nbytes, output_node
 from hybridiff_compile.passes.balance import (
+    RATES,
+    Cuts,
     Place,
     choose,
-    node_costs,
     node_flops,
     noisy_nodes,
-    places,
 )
-from hybridiff_compile.passes.cut_stages import _stage
+from hybridiff_compile.passes.balance import node_costs as costs_at
+from hybridiff_compile.passes.cut_stages import stages_at
 from tests import toy
+
+RATE = RATES["cpu"]
+
+
+def node_costs(module: fx.GraphModule) -> dict[fx.Node, int]:
+    return costs_at(module, RATE)
+
+
+def places(module: fx.GraphModule) -> list[Place]:
+    return Cuts(module, RATE).places()
 
 
 def exported(denoiser: nn.Module, *args: torch.Tensor) -> fx.GraphModule:
@@ -74,7 +85,10 @@ def test_costs_of_every_place_add_up_to_the_whole(name, request):
     module = request.getfixturevalue(name)
     total = sum(node_costs(module).values())
     assert total > sum(node_flops(module).values()) > 0
-    assert {sum(p.cost) for p in places(module)} == {total}
+    cuts = Cuts(module, RATE)
+    again = {p.index: bool(cuts.crossing(p.index).again) for p in cuts.places()}
+    assert {sum(p.cost) for p in cuts.places() if not again[p.index]} == {total}
+    assert all(sum(p.cost) > total for p in cuts.places() if again[p.index])
 
 
 @pytest.mark.parametrize("name", ["attention", "convolutions"])
@@ -88,14 +102,10 @@ def test_cost_of_stage_0_only_grow_from_place_to_place(name, request):
 @pytest.mark.parametrize("name", ["attention", "convolutions"])
 def test_crossing_bytes_are_those_of_the_tensors_that_stage_0_hands_over(name, request):
     module = request.getfixturevalue(name)
-    noisy = noisy_nodes(module.graph)
-    assert places(module)
-    for place in places(module):
-        head, tail = set(noisy[: place.index + 1]), noisy[place.index + 1 :]
-        crossing = [
-            n for n in noisy[: place.index + 1] if any(n in t.all_input_nodes for t in tail)
-        ]
-        stage0 = _stage(module, head, [], crossing)
+    cuts = Cuts(module, RATE)
+    assert cuts.places()
+    for place in cuts.places():
+        stage0, _ = stages_at(module, cuts, place.index)
         assert nbytes(output_node(stage0.graph).meta["val"]) == place.crossing > 0
 
 

@@ -68,7 +68,12 @@ def test_order_of_the_passes():
     serial = ["split-cfg", "cut-stages", "link-ranks", "guard-phase"]
     pipelined = ["split-cfg", "cut-stages", "skew-stages", "link-ranks", "guard-phase"]
     assert order("exact") == {Phase.SERIAL: exact}
-    assert order("paper") == {Phase.SERIAL: serial, Phase.PIPELINED: pipelined}
+    drained = ["split-cfg", "cut-stages", "drain-pipeline", "link-ranks", "guard-phase"]
+    assert order("paper") == {
+        Phase.SERIAL: serial,
+        Phase.PIPELINED: pipelined,
+        Phase.DRAINED: drained,
+    }
 
 
 def test_built_programs_are_guarded_and_of_their_phase():

@@ -96,8 +96,8 @@ def test_forced_tau1_is_not_looked_for():
 
 
 def test_pipelined_steps_are_tau1_to_tau2_less_one():
-    phases = [phase_of(i, 4, settings(k=3)) for i in range(9)]
-    assert [i for i, p in enumerate(phases) if p is Phase.PIPELINED] == [4, 5, 6]
+    assert letters([phase_of(i, 4, settings(k=3)) for i in range(9)]) == "SSSSPPDSS"
+    assert letters([phase_of(i, 4, settings(k=1)) for i in range(6)]) == "SSSSDS"
 
 
 def test_serial_without_switching_or_decision():
@@ -106,7 +106,7 @@ def test_serial_without_switching_or_decision():
 
 
 def letters(phases: list[Phase]) -> str:
-    return "".join("SPUCF"[phase] for phase in phases)
+    return "".join("SPUCFD"[phase] for phase in phases)
 
 
 @pytest.mark.parametrize(
