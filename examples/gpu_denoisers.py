@@ -1,8 +1,5 @@
 """Full-size denoisers with random weights, and clocks, for `gpu_check.py`; no downloads."""
 
-# diffusers exports its names lazily, which pyright does not see.
-# pyright: reportPrivateImportUsage=false
-
 from __future__ import annotations
 
 import inspect
@@ -12,43 +9,13 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
 from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.planning import architectures
 
-#: The architecture of stabilityai/stable-diffusion-xl-base-1.0 (its unet/config.json).
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (320, 640, 1280),
-    "layers_per_block": 2,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "use_linear_projection": True,
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-#: The architecture of stabilityai/stable-diffusion-3-medium (its transformer/config.json).
-SD3_MEDIUM: dict[str, Any] = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 192,
-}
 NAMES = ("sdxl", "sd3-medium")
 
 #: What a rehearsal on a processor changes: the same shapes of graph, little work.
@@ -70,10 +37,9 @@ _SMALL: dict[str, dict[str, Any]] = {
 
 def build(name: str, device: torch.device, dtype: torch.dtype, *, small: bool) -> nn.Module:
     """One of NAMES with seeded random weights, made on the device."""
-    kind, shape = {
-        "sdxl": (UNet2DConditionModel, SDXL),
-        "sd3-medium": (SD3Transformer2DModel, SD3_MEDIUM),
-    }[name]
+    config = architectures.named(name).config
+    kind = getattr(diffusers, config["_class_name"])
+    shape = {key: value for key, value in config.items() if not key.startswith("_")}
     before = torch.get_default_dtype()
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)

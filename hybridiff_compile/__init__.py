@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hybridiff_compile.errors import HybridiffError as HybridiffError
     from hybridiff_compile.ir import Phase as Phase
     from hybridiff_compile.model import Model as Model
+    from hybridiff_compile.planning.planner import Plan as Plan
+    from hybridiff_compile.planning.planner import plan as plan
     from hybridiff_compile.runtime.report import RunReport as RunReport
     from hybridiff_compile.verification import Verification as Verification
 
@@ -26,8 +28,10 @@ _HOMES = {
     "export": "api",
     "load": "api",
     "optimize": "api",
+    "plan": "planning.planner",
     "HybridiffError": "errors",
     "Phase": "ir",
+    "Plan": "planning.planner",
     "RunReport": "runtime.report",
     "Verification": "verification",
 }
@@ -36,12 +40,14 @@ __all__ = [
     "HybridiffError",
     "Model",
     "Phase",
+    "Plan",
     "RunReport",
     "Verification",
     "__version__",
     "export",
     "load",
     "optimize",
+    "plan",
 ]
 
 

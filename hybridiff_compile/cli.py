@@ -121,6 +121,57 @@ def bench(
     compile_bench.run(asked, Console())
 
 
+@app.command("plan")
+def plan_ahead(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Architecture or embedded model; again for more [default: sdxl, SD3]"),
+    ] = None,
+    pipe: _Pipe = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A denoiser's config.json as diffusers writes it.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="rtx3090, rtx4090, a100, h100, h200, or here: measured.")
+    ] = "rtx3090",
+    link: Annotated[str, typer.Option(help="pcie3, pcie4 or nvlink.")] = "pcie3",
+    height: _Height = None,
+    width: _Width = None,
+    frames: Annotated[int | None, typer.Option(help="Of a video.")] = None,
+    images: _Images = 1,
+    steps: _Steps = None,
+    k: Annotated[int | None, typer.Option(help="Pipelined steps of the paper's mode.")] = None,
+    psnr: Annotated[float, typer.Option(help="How close to one device, dB.")] = 40.0,
+    figures: Annotated[
+        Path | None, typer.Option(help="Of a sweep: what phases cost in dB [default: ours]")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Predict what two devices make of a model; no weights are needed, nothing is run."""
+    _quiet()
+    from hybridiff_compile.planning import command
+
+    asked = command.Asked(
+        models=tuple(dict.fromkeys(model or ())),
+        pipe=pipe,
+        config=config,
+        device=device,
+        link=link,
+        settings={
+            "height": height,
+            "width": width,
+            "frames": frames,
+            "images": images,
+            "num_inference_steps": steps,
+            "k": k,
+            "psnr_db": psnr,
+            "figures": figures,
+        },
+        json=json,
+    )
+    command.run(asked, Console())
+
+
 @app.command()
 def sweep(
     model: Annotated[

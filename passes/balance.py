@@ -65,6 +65,10 @@ def noisy_nodes(graph: fx.Graph) -> list[fx.Node]:
     return [n for n in graph.nodes if n in noisy and n.op != "placeholder"]
 
 
+#: Flops by operator and shapes: most blocks of a denoiser are alike, and its stages are its own.
+_KNOWN: dict[Hashable, int] = {}
+
+
 def node_flops(module: fx.GraphModule) -> dict[fx.Node, int]:
     """Floating-point operations of each node by torch's own formulas, on its FakeTensors."""
 
@@ -75,7 +79,6 @@ def node_flops(module: fx.GraphModule) -> dict[fx.Node, int]:
     cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     counter = FlopCounterMode(display=False, custom_mapping={cpu_attention: attention})
     flops: dict[fx.Node, int] = {}
-    known: dict[Hashable, int] = {}  # most blocks of a denoiser are alike
     with counter, torch.no_grad():
         for node in module.graph.nodes:
             if node.op != "call_function":
@@ -83,11 +86,11 @@ def node_flops(module: fx.GraphModule) -> dict[fx.Node, int]:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
             shapes = tree_map(lambda a: tuple(a.shape) if isinstance(a, Tensor) else a, args)
             same = node.target, str(shapes), str(node.kwargs)
-            if same not in known:
+            if same not in _KNOWN:
                 before = counter.get_total_flops()
                 node.target(*args, **kwargs)
-                known[same] = counter.get_total_flops() - before
-            flops[node] = known[same]
+                _KNOWN[same] = counter.get_total_flops() - before
+            flops[node] = _KNOWN[same]
     return flops
 
 

@@ -13,7 +13,7 @@ runner = CliRunner()
 def test_help_lists_the_commands():
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("demo", "sweep", "bench", "compile", "export", "load-check"):
+    for command in ("demo", "sweep", "plan", "bench", "compile", "export", "load-check"):
         assert f" {command} " in result.output
 
 

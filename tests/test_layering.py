@@ -36,7 +36,7 @@ ALLOWED = {
     | {"debug", "entry", "placing", "worker", "session", "model", "package"},
 }
 #: These may import everything that a user may.
-TOP = {"bench", "cli", "testing", "plan", ""}
+TOP = {"bench", "cli", "testing", "planning", ""}
 
 
 def sources() -> Iterator[tuple[str, Path]]:

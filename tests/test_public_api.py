@@ -27,7 +27,8 @@ def _is_code(member: object) -> bool:
 
 
 def test_public_names_are_these():
-    expected = "HybridiffError Model Phase RunReport Verification __version__ export load optimize"
+    expected = "HybridiffError Model Phase Plan RunReport Verification"
+    expected += " __version__ export load optimize plan"
     assert expected.split() == hybridiff_compile.__all__
 
 

@@ -1,0 +1,170 @@
+"""The denoisers that can be planned for without weights: their configs lie in `configs/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybridiff_compile.errors import ConfigError
+
+_CONFIGS = Path(__file__).resolve().parent / "configs"
+#: From the Hub's unet/config.json or transformer/config.json of stable-diffusion-xl-base-1.0,
+#: stable-diffusion-v1-5, stable-diffusion-3-medium, stable-diffusion-3.5-large,
+#: PixArt-Sigma-XL-2-1024-MS, Wan2.1-T2V-1.3B, CogVideoX-2b, Qwen-Image and LTX-Video.
+NAMES = (
+    "sdxl",
+    "sd15",
+    "sd3-medium",
+    "sd35-large",
+    "pixart-sigma",
+    "wan2.1-1.3b",
+    "cogvideox-2b",
+    "qwen-image",
+    "ltx",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a pipeline does with denoisers of a class.
+
+    Attributes:
+        height, width, frames: of its default call, pixels.
+        multiple: of pixels that height and width must be, by the VAE and the patches.
+        every: frames must be a multiple of it and one more; 1 for pictures.
+        dtype: that its model cards run it in.
+        batched: whether it makes one call of both branches a step, or two calls.
+    """
+
+    height: int
+    width: int
+    frames: int
+    multiple: int
+    every: int
+    dtype: torch.dtype
+    batched: bool
+
+
+_HALF, _BRAIN = torch.float16, torch.bfloat16
+KINDS: Mapping[str, Kind] = {
+    "UNet2DConditionModel": Kind(1024, 1024, 1, 8, 1, _HALF, True),
+    "SD3Transformer2DModel": Kind(1024, 1024, 1, 16, 1, _HALF, True),
+    "PixArtTransformer2DModel": Kind(1024, 1024, 1, 16, 1, _HALF, True),
+    "WanTransformer3DModel": Kind(480, 832, 81, 16, 4, _BRAIN, False),
+    "CogVideoXTransformer3DModel": Kind(480, 720, 49, 16, 4, _HALF, True),
+    "QwenImageTransformer2DModel": Kind(1024, 1024, 1, 16, 1, _BRAIN, False),
+    "LTXVideoTransformer3DModel": Kind(512, 704, 161, 32, 8, _BRAIN, True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A denoiser's config, and what to make with it.
+
+    Attributes:
+        name: as in NAMES; "config" for a user's own.
+        config: as diffusers writes it, with `_class_name`.
+        kind: of its class.
+        height, width, frames: pixels.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    kind: Kind
+    height: int
+    width: int
+    frames: int
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a size that the model cannot make."""
+        for what, value in (("height", self.height), ("width", self.width)):
+            multiple = self.kind.multiple
+            if value < 1 or value % multiple:
+                raise ConfigError(
+                    f"{what}={value} is not a multiple of {multiple} pixels, as {self.name} needs; "
+                    f"take {max(1, value // multiple) * multiple}."
+                )
+        every = self.kind.every
+        if every == 1 and self.frames != 1:
+            raise ConfigError(f"frames={self.frames}: {self.name} makes pictures; leave it away.")
+        if self.frames < 1 or (self.frames - 1) % every:
+            raise ConfigError(
+                f"frames={self.frames} is not a multiple of {every} and one more, as {self.name} "
+                f"needs; take {max(0, self.frames - 1) // every * every + 1}."
+            )
+
+
+def named(
+    name: str, height: int | None = None, width: int | None = None, frames: int | None = None
+) -> Architecture:
+    """An architecture by name.
+
+    Args:
+        name: one of NAMES.
+        height, width, frames: of what to make; None is the default call's.
+
+    Raises:
+        ConfigError: there is none of that name, or it cannot make that size.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"model={name!r} is not known; choose one of {', '.join(NAMES)}.")
+    config = json.loads((_CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    return _of(name, config, height, width, frames)
+
+
+def of_config(
+    config: Mapping[str, Any] | Path,
+    height: int | None = None,
+    width: int | None = None,
+    frames: int | None = None,
+) -> Architecture:
+    """An architecture of a user's own.
+
+    Args:
+        config: a denoiser's config with `_class_name`, its file, or the folder that holds it.
+        height, width, frames: as in `named`.
+
+    Raises:
+        ConfigError: it cannot be read, its class is not known, or it cannot make that size.
+    """
+    if isinstance(config, Path):
+        file = config / "config.json" if config.is_dir() else config
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise ConfigError(
+                f"{file} cannot be read as a config: {e}; name a config.json that diffusers wrote."
+            ) from e
+    if not isinstance(config, Mapping) or config.get("_class_name") not in KINDS:
+        name = config.get("_class_name") if isinstance(config, Mapping) else None
+        raise ConfigError(
+            f"_class_name={name!r} is no denoiser that can be planned for without weights; it is "
+            f"one of {', '.join(KINDS)}. Pass the pipeline itself for another."
+        )
+    return _of("config", config, height, width, frames)
+
+
+def _of(
+    name: str,
+    config: Mapping[str, Any],
+    height: int | None,
+    width: int | None,
+    frames: int | None,
+) -> Architecture:
+    kind = KINDS[config["_class_name"]]
+    default = kind.height, kind.width
+    if config["_class_name"] == "UNet2DConditionModel":  # of two sizes, by what it was trained at
+        default = (8 * int(config["sample_size"]),) * 2
+    return Architecture(
+        name=name,
+        config=config,
+        kind=kind,
+        height=height or default[0],
+        width=width or default[1],
+        frames=frames or kind.frames,
+    )

@@ -1,0 +1,100 @@
+"""How long a graph takes on a device: each node by its flops or by its bytes, whichever is slower.
+
+Nothing is run. Kernels of a data-sheet device are taken to reach fixed shares of its rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from hybridiff_compile.ir import nbytes
+from hybridiff_compile.passes.balance import node_flops
+from hybridiff_compile.planning.devices import COMPUTE, LAUNCH, MEMORY, Device
+
+# They return a view of their input, or nearly always so; those that say so in their schema aside.
+_VIEWS = {"reshape", "contiguous", "flatten", "unflatten", "chunk", "split", "detach", "to"}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a node does once.
+
+    Attributes:
+        flops: by torch's formulas.
+        values: bytes of activations that it reads and writes.
+        weights: bytes of weights that it reads, whatever the batch.
+    """
+
+    flops: int
+    values: int
+    weights: int
+
+    def seconds(self, device: Device, batch: int = 1) -> float:
+        """How long it takes at `batch` times the batch that it was traced at."""
+        compute = batch * self.flops / (COMPUTE * device.flops)
+        memory = (batch * self.values + self.weights) / (MEMORY * device.memory_rate)
+        return max(compute, memory, LAUNCH)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether a node only looks at its input in another way: no kernel runs."""
+    target: Any = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+        return True
+    return target._schema.name.partition("::")[2] in _VIEWS or any(
+        r.alias_info is not None for r in target._schema.returns
+    )
+
+
+def work(module: fx.GraphModule) -> dict[fx.Node, Work]:
+    """What each node does that runs a kernel, by the FakeTensors that it carries."""
+    flops = node_flops(module)
+    found = {}
+    for node in (n for n in module.graph.nodes if not is_view(n)):
+        read = [(n, nbytes(n.meta["val"])) for n in node.all_input_nodes]
+        weights = sum(size for n, size in read if _is_weight(n))
+        values = sum(size for n, size in read if not _is_weight(n)) + nbytes(node.meta["val"])
+        found[node] = Work(flops.get(node, 0), values, weights)
+    return found
+
+
+def seconds(parts: Iterable[Work], device: Device, batch: int = 1) -> float:
+    """How long some nodes take one after the other."""
+    return sum(part.seconds(device, batch) for part in parts)
+
+
+def peak_bytes(module: fx.GraphModule) -> int:
+    """The most bytes of activations that are alive at once, inputs included, weights not.
+
+    A value lives until its last reader, and so does what it is a view of.
+    """
+    base: dict[fx.Node, fx.Node] = {}
+    last: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        sources = [n for n in node.all_input_nodes if not _is_weight(n)]
+        is_alias = bool(sources) and node.op != "output" and is_view(node)
+        base[node] = base[sources[0]] if is_alias else node
+        last[base[node]] = node
+        for source in sources:
+            last[base[source]] = node
+    ends: Mapping[fx.Node, list[fx.Node]] = {n: [] for n in module.graph.nodes}
+    for owner, at in last.items():
+        ends[at].append(owner)
+    alive = peak = 0
+    for node in module.graph.nodes:
+        if base[node] is node and not _is_weight(node) and node.op != "output":
+            alive += nbytes(node.meta["val"])
+        peak = max(peak, alive)
+        alive -= sum(
+            nbytes(n.meta["val"]) for n in ends[node] if not _is_weight(n) and n.op != "output"
+        )
+    return peak
+
+
+def _is_weight(node: fx.Node) -> bool:
+    return node.op == "get_attr"

@@ -1,0 +1,149 @@
+"""What a plan is about: a denoiser's captured step, of a pipeline or of an architecture alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from hybridiff_compile.api import find_denoiser
+from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.capture.trace import Captured, capture
+from hybridiff_compile.config import TRANSFORMER_SWITCHING, UNET_SWITCHING, SwitchSettings
+from hybridiff_compile.errors import UnsupportedPipelineError
+from hybridiff_compile.planning import fake_calls
+from hybridiff_compile.planning.architectures import Architecture
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A denoiser to plan for.
+
+    Attributes:
+        name: of the model.
+        captured: its step at branch batch B, on FakeTensors or on weights that are there.
+        family: the paper's constants for its kind.
+        height, width, frames: of what it makes, pixels.
+        steps: of a run.
+        batched: whether the pipeline makes one call of both branches a step.
+    """
+
+    name: str
+    captured: Captured
+    family: SwitchSettings
+    height: int
+    width: int
+    frames: int
+    steps: int
+    batched: bool
+
+    @property
+    def denoiser(self) -> fx.GraphModule:
+        """The graph of one branch, `(sample, e0, ...) -> eps`."""
+        (step,) = self.captured.program.graphs
+        denoiser = step.get_submodule("denoiser")
+        assert isinstance(denoiser, fx.GraphModule)
+        return denoiser
+
+    @property
+    def is_unet(self) -> bool:
+        """Whether the paper's constants for UNets are the ones."""
+        return self.family is UNET_SWITCHING
+
+    @property
+    def picture(self) -> torch.Tensor:
+        """The noisy picture of one branch, a FakeTensor."""
+        nodes = self.captured.program.graphs[0].graph.nodes
+        return next(n.meta["val"] for n in nodes if n.name == self.captured.shared[0])
+
+    @property
+    def changing(self) -> tuple[str, ...]:
+        """Inputs of the programs that every step changes: the noisy picture and the time."""
+        inputs = self.captured.program.contracts[0].inputs
+        picture = self.captured.shared[0]
+        return tuple(n for n in inputs if n == picture or n.startswith("timestep"))
+
+
+def of_architecture(found: Architecture, images: int, steps: int) -> Subject:
+    """Trace an architecture without weights.
+
+    Args:
+        found: it, with the size of what to make.
+        images: pictures for each prompt, B.
+        steps: of a run.
+
+    Raises:
+        CaptureError: it cannot be traced.
+    """
+    return Subject(
+        name=found.name,
+        captured=fake_calls.traced(found, images),
+        family=_family(str(found.config["_class_name"])),
+        height=found.height,
+        width=found.width,
+        frames=found.frames,
+        steps=steps,
+        batched=found.kind.batched,
+    )
+
+
+def of_pipeline(pipe: Any, call: Mapping[str, Any], steps: int, name: str) -> Subject:
+    """Trace a pipeline's denoiser from the call that it makes; nothing is computed by it.
+
+    Args:
+        pipe: a diffusers pipeline.
+        call: keywords of the pipeline's call.
+        steps: of a run.
+        name: of the model.
+
+    Raises:
+        UnsupportedPipelineError: it has no denoiser, or its call is not guided.
+    """
+    denoiser, family = find_denoiser(pipe)
+    seen = _first_call(pipe, denoiser, call)
+    if not seen.is_guided():
+        raise UnsupportedPipelineError(
+            "the pipeline's denoiser call is no [uncond, cond] batch: pass guidance_scale > 1, or "
+            "plan by the name of its architecture."
+        )
+    captured = capture(denoiser, seen, None)
+    scale = int(getattr(pipe, "vae_scale_factor", 8))
+    picture = next(iter(seen.tensors().values()))
+    height, width = (scale * n for n in picture.shape[-2:])
+    return Subject(name, captured, family, height, width, 1, steps, batched=True)
+
+
+class _Seen(BaseException):
+    """Ends a pipeline's call at its denoiser's first one; no pipeline catches it by mistake."""
+
+    def __init__(self, call: DenoiserCall) -> None:
+        super().__init__()
+        self.call = call
+
+
+def _first_call(pipe: Any, denoiser: nn.Module, call: Mapping[str, Any]) -> DenoiserCall:
+    parameters = tuple(inspect.signature(denoiser.forward).parameters)
+
+    def forward(*args: Any, **kwargs: Any) -> None:
+        raise _Seen(DenoiserCall.of(parameters, args, kwargs))
+
+    hidden = dict(getattr(pipe, "_progress_bar_config", None) or {})
+    pipe.set_progress_bar_config(**{**hidden, "disable": True})
+    vars(denoiser)["forward"] = forward
+    try:
+        with torch.random.fork_rng(devices=[]):
+            pipe(**({"prompt": ""} if "prompt_embeds" not in call else {}), **call)
+    except _Seen as seen:
+        return seen.call
+    finally:
+        del vars(denoiser)["forward"]
+        pipe.set_progress_bar_config(**hidden)
+    raise UnsupportedPipelineError("the pipeline made a picture without calling its denoiser.")
+
+
+def _family(name: str) -> SwitchSettings:
+    return UNET_SWITCHING if name.startswith("UNet") else TRANSFORMER_SWITCHING

@@ -1,0 +1,60 @@
+"""`hybridiff plan` as a user calls it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hybridiff_compile.bench import figures
+from hybridiff_compile.cli import app
+
+runner = CliRunner()
+
+
+def test_plans_of_several_models_are_printed_and_written(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "plan.json"
+    asked = ("--model", "tiny-sd3", "--model", "tiny-sdxl", "--steps", "12", "--link", "nvlink")
+    result = runner.invoke(app, ["plan", *asked, "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    assert "tiny-sd3, 64 x 64, 12 steps, on two rtx3090 over nvlink" in result.output
+    assert "optimize(pipe, gpus=2, mode=" in result.output
+    rows = figures.read(file).rows
+    assert {row.model for row in rows} == {"tiny-sd3", "tiny-sdxl"}
+    assert {row.steps for row in rows} == {12}
+
+
+def test_a_config_file_is_planned_for(tmp_path: Path) -> None:
+    from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
+
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+    )
+    unet.save_config(tmp_path)
+    file = tmp_path / "config.json"
+    assert json.loads(file.read_text())["_class_name"] == "UNet2DConditionModel"
+    result = runner.invoke(app, ["plan", "--config", str(file), "--height", "128"])
+    assert result.exit_code == 0, result.output
+    assert "config, 256 x 128, 50 steps" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "sd4"], "model='sd4' is not known; choose one of sdxl, sd15,"),
+        (["--model", "sdxl", "--config", "a.json"], "give one kind of --model NAME"),
+        (["--config", "none.json"], "none.json cannot be read as a config"),
+        (["--pipe", "nowhere"], "nowhere"),
+        (["--device", "tpu"], "device='tpu' is not known"),
+        (["--model", "sdxl", "--height", "1001"], "height=1001 is not a multiple of 8"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str) -> None:
+    result = runner.invoke(app, ["plan", *arguments])
+    assert result.exit_code == 2
+    assert says in result.output
+    assert result.output.count("\n") == 1

@@ -1,0 +1,163 @@
+"""Whole plans, of models that fit here and of the paper's two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import hybridiff_compile
+from hybridiff_compile.bench import models
+from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
+from hybridiff_compile.ir import Phase
+from hybridiff_compile.planning import devices, planner, report
+from hybridiff_compile.planning.planner import Plan
+from tests import pipelines
+
+
+@pytest.fixture(scope="module")
+def small() -> Plan:
+    return hybridiff_compile.plan("sdxl-small", num_inference_steps=20)
+
+
+@pytest.fixture(scope="module", params=["sdxl", "sd3-medium"])
+def papers(request: pytest.FixtureRequest) -> Plan:
+    """On two RTX 3090 over PCIe 3, as the paper's Table 1."""
+    return hybridiff_compile.plan(request.param)
+
+
+def test_flops_are_those_that_torch_counts_while_the_model_runs(small: Plan) -> None:
+    pipe: Any = models.load("sdxl-small")
+    counter = FlopCounterMode(display=False)
+    call = {**models.call_settings("sdxl-small"), "num_inference_steps": 1}
+    forward = pipe.unet.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        with counter, sdpa_kernel(SDPBackend.MATH):  # of products that torch has formulas for
+            return forward(*args, **kwargs)
+
+    pipe.unet.forward = counted
+    pipe(pipelines.PROMPT, output_type="latent", **call)
+    assert 2 * small.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_stages_share_the_denoiser(small: Plan) -> None:
+    assert small.flops <= sum(s.flops for s in small.stages) <= 1.02 * small.flops
+    assert small.weights <= sum(s.weights for s in small.stages) <= 1.1 * small.weights
+    assert small.times.branch[0] <= sum(s.seconds for s in small.stages)
+
+
+def test_the_phases_of_a_step_send_what_their_programs_say(small: Plan) -> None:
+    cut, prediction = small.cuts[small.chosen].crossing, small.subject.picture.nbytes
+    sent = small.step_bytes
+    time = 64  # a scalar of int64, fed in a buffer of aligned tensors
+    assert sent[Phase.SERIAL] == 2 * prediction + time
+    assert sent[Phase.PIPELINED] == cut + prediction + time
+    assert sent[Phase.DRAINED] == prediction + time
+
+
+def test_a_picture_of_the_papers_sends_few_bytes(papers: Plan) -> None:
+    most = {"sdxl": 0.27e9, "sd3-medium": 0.13e9}[papers.subject.name]
+    run = next(r for r in papers.runs if r.mode == "paper")
+    switched = run.phases.count(Phase.PIPELINED) + run.phases.count(Phase.DRAINED)
+    assert (len(run.phases), switched) == (50, 5)
+    assert run.sent is not None
+    assert 5 * papers.cuts[papers.chosen].crossing < 1.2 * run.sent < 1.2 * most
+
+
+def test_the_cut_is_no_worse_than_the_split_by_hand(papers: Plan) -> None:
+    ours, theirs = papers.cuts[papers.chosen], papers.reference
+    assert theirs is not None
+    assert max(ours.cost) <= max(theirs.cost)
+    assert ours.crossing <= theirs.sent
+
+
+def test_the_paper_is_beside_its_own_setting_only(papers: Plan) -> None:
+    shown = report.text(papers)
+    assert "paper s" in shown
+    assert {"sdxl": "16.49", "sd3-medium": "19.36"}[papers.subject.name] in shown
+
+
+def test_frontier_is_from_balance_to_few_bytes(papers: Plan) -> None:
+    balance = [max(c.cost) for c in papers.cuts]
+    assert balance == sorted(balance)
+    crossing = [c.crossing for c in papers.cuts]
+    assert crossing == sorted(crossing, reverse=True)
+
+
+def test_faster_links_and_devices_are_seen(small: Plan) -> None:
+    def seconds(device: str, link: str) -> dict[str, float]:
+        on, over = devices.device(device), devices.link(link)
+        found = planner.of_subject(small.subject, on, over)
+        return {run.mode: run.seconds for run in found.runs}
+
+    slow, linked = seconds("rtx3090", "pcie3"), seconds("rtx3090", "nvlink")
+    fast = seconds("h200", "nvlink")
+    for mode in ("exact", "paper", "guided"):
+        assert fast[mode] < linked[mode] < slow[mode]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"gpus": 3}, "gpus=3: the passes make programs for 2 devices"),
+        ({"device": "tpu"}, "device='tpu' is not known; choose one of rtx3090"),
+        ({"link": "usb"}, "link='usb' is not known; choose one of pcie3"),
+        ({"images": 0}, "images=0 must be at least 1"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0 must be at least 1"),
+        ({"k": 60}, "k=60"),
+        ({"figures": "none.json"}, "none.json"),
+        ({"psnr_db": float("nan")}, "psnr_db=nan must be a number above 0"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        hybridiff_compile.plan("tiny-sd3", **asked)
+
+
+def test_what_is_no_pipeline_is_refused() -> None:
+    with pytest.raises(UnsupportedPipelineError):
+        hybridiff_compile.plan(torch.nn.Linear(1, 1))
+    with pytest.raises(UnsupportedPipelineError, match="guidance_scale"):
+        hybridiff_compile.plan(models.load("tiny-sdxl"), guidance_scale=1.0)
+
+
+def test_planning_a_pipeline_leaves_it_as_it_was() -> None:
+    pipe: Any = models.load("tiny-sdxl")
+    before, state = dict(vars(pipe.unet)), torch.get_rng_state()
+    found = hybridiff_compile.plan(pipe, num_inference_steps=5, images=2)
+    assert found.subject.picture.shape[0] == 2
+    assert vars(pipe.unet) == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# Not by getrusage: a child begins with its parent's peak.
+_PEAK = """
+from hybridiff_compile.bench.ranks import field
+from hybridiff_compile.cli import app
+try:
+    app()
+finally:
+    print("peak", field("/proc/self/status", "VmHWM"))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_full_size_sdxl_is_planned_in_little_memory(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    command = (sys.executable, "-c", _PEAK, "plan", "--model", "sdxl", "--json", str(file))
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    (*_, last) = done.stdout.splitlines()
+    assert last.startswith("peak ")
+    assert int(last.split()[1]) < 1.5e9
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["mode"] for row in rows][:3] == ["one-device", "exact", "paper"]
+    assert all(row["predicted_seconds"] > 0 and row["model"] == "sdxl" for row in rows)

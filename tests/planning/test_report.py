@@ -1,0 +1,69 @@
+"""Plans in words and figures, of a small one with times that were made up."""
+
+from dataclasses import replace
+
+import pytest
+
+import hybridiff_compile
+from hybridiff_compile.bench.figures import Row
+from hybridiff_compile.planning import devices, planner, report
+from hybridiff_compile.planning.planner import Plan
+from hybridiff_compile.planning.steps import Times
+
+#: A link so slow that stage0 waits for it; one device's batched call gains by itself.
+TIMES = Times(
+    both=1.6,
+    branch=(1.0, 1.0),
+    stages=(0.5, 0.5),
+    stages_of_both=(0.8, 0.8),
+    cut=0.25,
+    prediction=0.01,
+)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    first = hybridiff_compile.plan("tiny-sd3", num_inference_steps=20, k=3)
+    on, over = devices.device("rtx3090"), devices.link("pcie3")
+    return planner.of_subject(first.subject, on, over, measured=TIMES, k=3)
+
+
+def test_sentences_say_the_ceiling_and_what_holds_it_back(plan: Plan) -> None:
+    said = "\n".join(report.sentences(plan))
+    assert "takes 1.60 times a branch's own" in said
+    assert "exact gains 1.58." in said
+    # 17 serial steps and 3 halves of one, of 20 that take 1.6.
+    assert "with 3 pipelined steps could gain 1.73" in said
+    assert "The cut is 33.3% of stage0's way" in said
+    assert "twice a step" not in said
+    assert "It does not fit" not in said
+
+
+def test_what_does_not_fit_or_cannot_run_yet_is_said(plan: Plan) -> None:
+    video = replace(plan, memory=(1, 30 * 10**9, 1), subject=replace(plan.subject, batched=False))
+    said = "\n".join(report.sentences(video))
+    assert "It does not fit: 30.0 GB of weights and activations, and rtx3090 has 24 GB" in said
+    assert "calls its denoiser twice a step" in said
+
+
+def test_rows_are_of_the_vocabulary_and_agree_with_the_runs(plan: Plan) -> None:
+    rows = report.rows(plan)
+    assert [r.mode for r in rows[1:]] == [r.mode for r in plan.runs]
+    for row, run in zip(rows[1:], plan.runs, strict=True):
+        assert Row.model_validate_json(row.model_dump_json()) == row
+        assert row.predicted_seconds == pytest.approx(run.seconds)
+        assert sum((row.steps_by_phase or {}).values()) == 20
+        assert (row.device, row.link, row.batch) == ("rtx3090", "pcie3", 1)
+    paper = rows[2]
+    assert paper.predicted_step_ms_by_phase == pytest.approx({"serial": 1010, "pipelined": 750})
+    assert paper.limited_by == "forward 99.0%, link 1.0%"
+
+
+def test_tables_show_every_mode_and_cut(plan: Plan) -> None:
+    shown = report.text(plan)
+    for run in plan.runs:
+        assert f"\n  {run.mode} " in shown
+    for cut in plan.cuts:
+        assert f"\n  {cut.where} " in shown
+    assert "paper s" not in shown  # this is not the paper's setting
+    assert max(map(len, shown.split("\n\n")[1].splitlines())) <= report.WIDTH

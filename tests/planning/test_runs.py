@@ -1,0 +1,93 @@
+from dataclasses import replace
+
+import pytest
+
+from hybridiff_compile.config import TRANSFORMER_SWITCHING, UNET_SWITCHING
+from hybridiff_compile.errors import ConfigError
+from hybridiff_compile.ir import Phase
+from hybridiff_compile.planning import runs, schedules, steps
+from hybridiff_compile.planning.cuts import CutPlan
+from hybridiff_compile.planning.solve import Kind
+from tests.planning.test_steps import T
+
+
+def letters(phases: list[Phase]) -> str:
+    return "".join("SPUCFD"[phase] for phase in phases)
+
+
+@pytest.mark.parametrize(
+    ("mode", "k", "expected"),
+    [
+        ("exact", None, "S" * 20),
+        ("paper", None, "S" * 6 + "PD" + "S" * 12),
+        ("paper", 4, "S" * 6 + "PPPD" + "S" * 10),
+        ("guided", None, "S" * 5 + "CUCUCUCUCUC" + "S" * 4),
+        ("forecast", None, "S" * 5 + "FS" * 5 + "F" + "S" * 4),
+        ("hybrid", None, "S" * 5 + "FFFSFFFSFFF" + "S" * 4),
+        ("asyncdiff", None, "S" + "P" * 19),
+    ],
+)
+def test_phases_of_every_mode(mode, k, expected):
+    assert letters(schedules.phases(mode, UNET_SWITCHING, 20, k)) == expected
+
+
+def test_steps_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match="end at step 56"):
+        schedules.phases("paper", UNET_SWITCHING, 20, 50)
+
+
+def test_a_run_adds_up_its_steps():
+    phases = [Phase.SERIAL] * 3 + [Phase.PIPELINED, Phase.DRAINED]
+    run = runs.run("paper", phases, T, sent=7)
+    expected = 3 * steps.serial(T) + steps.pipelined(T) + steps.drained(T)
+    assert run.seconds == pytest.approx(expected)
+    assert run.speedup == pytest.approx(T.both * 5 / expected)
+    assert (run.sent, set(run.step_seconds)) == (7, set(phases))
+
+
+def test_asyncdiff_warms_up_as_one_device():
+    run = runs.run("asyncdiff", [Phase.SERIAL, Phase.PIPELINED], T, None)
+    assert run.seconds == pytest.approx(T.both + steps.asyncdiff(T))
+
+
+@pytest.mark.parametrize(
+    ("mode", "phase", "times", "limit"),
+    [
+        ("exact", Phase.SERIAL, T, "forward 97.2%, link 0.9%"),
+        ("paper", Phase.PIPELINED, T, "stage0 89.3%, link 7.1%"),
+        ("paper", Phase.PIPELINED, replace(T, cut=0.0, stages=(4, 5)), "stage1 94.3%, link 1.9%"),
+        ("paper", Phase.DRAINED, T, "stage1 94.1%, link 2.0%"),
+        ("asyncdiff", Phase.PIPELINED, T, "stage0 90.0%, link 8.0%"),
+        ("asyncdiff", Phase.PIPELINED, replace(T, cut=0.0), "stage1 96.0%, link 2.0%"),
+    ],
+)
+def test_what_a_step_waits_for(mode, phase, times, limit):
+    assert runs.limited_by(mode, phase, times) == limit
+
+
+def test_ceiling_has_even_stages_and_a_free_link():
+    phases = [Phase.SERIAL] * 4 + [Phase.PIPELINED, Phase.FORECAST]
+    assert runs.ceiling(T, phases) == pytest.approx(T.both * 6 / (10.5 * 4.5))
+    assert runs.ceiling(T, phases[:4]) == pytest.approx(T.both / 10.5)
+
+
+def cut(*cycles: float) -> CutPlan:
+    return CutPlan("x", (1, 1), 1, (1.0, 1.0), (cycles[0], cycles[1]))
+
+
+def test_recommended_settings_are_what_optimize_takes():
+    cuts = [cut(5.4, 4.9), cut(5.1, 5.0)]
+    kinds = [Kind("paper", 1, 6e-5, 30), Kind("guided", 1, 4e-7, 40), Kind("forecast", 4, 3e-7, 40)]
+    best = runs.recommended(50, T, cuts, kinds, budget=1e-4)
+    assert best.settings == {"mode": "forecast", "k": 40, "m": 4}
+    assert best.speedup == pytest.approx(T.both * 50 / best.seconds)
+    assert best.cut == 1
+    guided = runs.recommended(50, T, cuts, kinds[:2], budget=1e-5)
+    assert guided.settings == {"mode": "guided", "k": 25}
+    assert guided.seconds == pytest.approx(25 * steps.serial(T) + 25 * (5.1 + T.own))
+    assert runs.recommended(50, T, cuts, kinds, budget=0.0).settings == {"mode": "exact"}
+
+
+def test_room_is_what_the_modes_may_switch():
+    assert runs.room(UNET_SWITCHING, 50) == {"paper": 35, "guided": 40, "forecast": 40}
+    assert runs.room(TRANSFORMER_SWITCHING, 20) == {"paper": 4, "guided": 11, "forecast": 11}

@@ -1,0 +1,82 @@
+"""Bytes that a plan reads off the programs, against those that real ranks send."""
+
+from typing import Any
+
+import pytest
+
+import hybridiff_compile
+from hybridiff_compile.bench import models
+from hybridiff_compile.ir import Phase
+from hybridiff_compile.passes import build_programs
+from hybridiff_compile.planning import traffic
+from hybridiff_compile.planning.subject import of_pipeline
+from tests import pipelines, toy
+
+SWITCHED = {"tau1": 3, "k": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "how"),
+    [
+        ("sdxl-small", "paper", SWITCHED),
+        ("tiny-sdxl", "exact", {}),
+        ("tiny-sdxl", "guided", SWITCHED),
+        ("tiny-sd3", "paper", SWITCHED),
+        ("tiny-sd3", "forecast", SWITCHED),
+    ],
+)
+def test_a_run_sends_that_many_bytes(name: str, mode: Any, how: dict[str, Any]) -> None:
+    call = {**models.call_settings(name), "num_inference_steps": 9}
+    pipe: Any = models.load(name)
+    pipe.set_progress_bar_config(disable=True)
+    with hybridiff_compile.optimize(pipe, mode=mode, **how) as model:
+        model.compile(progress=False, **call)
+        for _ in range(2):  # the second one sends nothing that only a first call does
+            model(pipelines.PROMPT, output_type="latent", **call)
+        report = model.report
+        (entry,) = model.session().entries.values()
+    subject = of_pipeline(models.load(name), call, 9, name)
+    phases = [step.phase for step in report.steps]
+    found = traffic.picture_bytes(entry.programs, phases, subject.changing, entry.key)
+    assert found == report.bytes_sent
+    # The planner's own programs are those that ran, so it need not run anything to know.
+    own = build_programs(subject.captured.program, mode)
+    assert traffic.picture_bytes(own, phases, subject.changing, entry.key) == found
+
+
+CHANGING = ("sample", "timestep")
+PAPER = build_programs(toy.captured().program, "paper")
+
+
+def test_embeddings_are_fed_once_and_the_cut_when_the_pipeline_begins() -> None:
+    s, p, d = Phase.SERIAL, Phase.PIPELINED, Phase.DRAINED
+    own = ["encoder_hidden_states_c", "added_text_embeds_c"]
+    assert traffic.fed_in(PAPER, [s, s, p, p, d, s, d], CHANGING) == [
+        ["sample", "timestep", *own],
+        ["sample", "timestep"],
+        ["timestep", "cut"],
+        ["timestep"],
+        ["timestep"],
+        ["sample", "timestep"],
+        ["timestep", "cut"],
+    ]
+
+
+def test_bytes_of_a_step_are_its_links_and_what_is_fed() -> None:
+    prediction, cut = 4 * 8 * 8 * 4, 2 * 8 * 8 * 8 * 4
+    assert traffic.cut_bytes(PAPER) == cut
+    assert traffic.step_bytes(PAPER, Phase.SERIAL) == prediction
+    assert traffic.step_bytes(PAPER, Phase.PIPELINED) == prediction + cut
+    assert traffic.step_bytes(PAPER, Phase.DRAINED) == prediction
+    assert traffic.step_bytes(PAPER, Phase.SERIAL, ["sample"]) == 2 * prediction
+    assert traffic.step_bytes(PAPER, Phase.FORECAST) == 0
+
+
+def test_an_extrapolated_step_sends_nothing() -> None:
+    exact = build_programs(toy.captured().program, "exact")
+    s, f = Phase.SERIAL, Phase.FORECAST
+    assert traffic.fed_in(exact, [s, f, s], CHANGING)[1:] == [[], ["sample", "timestep"]]
+    two = traffic.picture_bytes(exact, [s, s], CHANGING)
+    assert traffic.picture_bytes(exact, [s, f, s], CHANGING) == two
+    assert traffic.picture_bytes(exact, [s], CHANGING) < two
+    assert traffic.cut_bytes(exact) == 0
