@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable
-from itertools import pairwise
-from statistics import median
 from typing import Any
 
 import diffusers
@@ -14,7 +11,7 @@ import torch
 from torch import nn
 
 from hybridiff_compile.capture.call import DenoiserCall
-from hybridiff_compile.planning import architectures
+from hybridiff_compile.planning import architectures, clock
 
 NAMES = ("sdxl", "sd3-medium")
 
@@ -88,36 +85,9 @@ def compile_blocks(denoiser: nn.Module) -> None:
             module.compile(fullgraph=True, dynamic=False)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has nothing left to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def median_ms(run: Callable[[], Any], device: torch.device, rounds: int) -> float:
-    """Median milliseconds of a call after three warm-up calls.
-
-    On a GPU between events, without waiting in between: where launching kernels takes longer than
-    running them, this is the time of launching them, as in a pipeline.
-    """
-    for _ in range(3):
-        run()
-    synchronize(device)
-    if device.type != "cuda":
-        return median(_seconds(run) for _ in range(rounds)) * 1e3
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        run()
-        mark.record()
-    synchronize(device)
-    return median(a.elapsed_time(b) for a, b in pairwise(marks))
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
+    """Median milliseconds of a call, after some that warm up."""
+    return 1e3 * clock.medians([run], device, rounds)[0]
 
 
 def graphed_ms(run: Callable[[], Any], device: torch.device, rounds: int) -> float:

@@ -12,13 +12,13 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-import gpu_denoisers
 import torch
 
 import hybridiff_compile
 from hybridiff_compile import quality
 from hybridiff_compile.bench import measure, models
 from hybridiff_compile.lower import compilations
+from hybridiff_compile.planning import clock
 
 PROMPTS = (
     "a red circle left of a blue square on a dark green background",
@@ -157,7 +157,7 @@ def _picture(
     ends: list[float] = []
 
     def note(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
-        gpu_denoisers.synchronize(device)
+        clock.synchronize(device)
         ends.append(time.perf_counter())
         return values
 
@@ -169,6 +169,6 @@ def _picture(
         callback_on_step_end=note,
         **call,
     )
-    gpu_denoisers.synchronize(device)
+    clock.synchronize(device)
     step = median(b - a for a, b in pairwise(ends))
     return 1e3 * step, time.perf_counter() - begin, out.images.clone()

@@ -19,6 +19,9 @@ _Pipe = Annotated[
     Path | None, typer.Option(help="Folder of a saved pipeline, in place of a model.")
 ]
 _Mode = Annotated[str, typer.Option(help="hybrid, exact, paper, guided or forecast.")]
+_Link = Annotated[
+    str, typer.Option(help="pcie3, pcie4 or nvlink; of this device also here: measured.")
+]
 _Height = Annotated[int | None, typer.Option(help="Of the pictures, pixels.")]
 _Width = Annotated[int | None, typer.Option(help="Of the pictures, pixels.")]
 _Images = Annotated[int, typer.Option(help="Pictures for each prompt.")]
@@ -134,7 +137,7 @@ def plan_ahead(
     device: Annotated[
         str, typer.Option(help="rtx3090, rtx4090, a100, h100, h200, or here: measured.")
     ] = "rtx3090",
-    link: Annotated[str, typer.Option(help="pcie3, pcie4 or nvlink.")] = "pcie3",
+    link: _Link = "pcie3",
     height: _Height = None,
     width: _Width = None,
     frames: Annotated[int | None, typer.Option(help="Of a video.")] = None,
@@ -170,6 +173,27 @@ def plan_ahead(
         json=json,
     )
     command.run(asked, Console())
+
+
+@app.command()
+def profile(
+    model: Annotated[str | None, typer.Option(help=_NAMES)] = None,
+    pipe: _Pipe = None,
+    link: _Link = "here",
+    height: _Height = None,
+    width: _Width = None,
+    images: _Images = 1,
+    steps: Annotated[int, typer.Option(help="Denoising steps of a picture.")] = 18,
+    runs: Annotated[int, typer.Option(help="Pictures of each kind.")] = 3,
+    json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+) -> None:
+    """Measure a pipeline on this machine: what two ranks can make of it, and what holds it back."""
+    _quiet()
+    from hybridiff_compile.planning import profile_command
+
+    call = {"height": height, "width": width, "num_images_per_prompt": images}
+    asked = profile_command.Asked(model, pipe, link, steps, runs, call, json)
+    profile_command.run(asked, Console())
 
 
 @app.command()

@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from hybridiff_compile.config import Lowering
-from hybridiff_compile.ir import Phase
-from hybridiff_compile.passes import build_programs
-from tests import toy
+from hybridiff_compile.planning.devices import Link
+from hybridiff_compile.planning.steps import Times
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -27,27 +24,11 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
             del sys.modules[name]
 
 
-def test_a_ranks_program_alone_computes_what_two_ranks_do(example: Any) -> None:
-    gpu_ranks, call = example("gpu_ranks"), toy.call_of()
-    programs = build_programs(toy.captured().program, "paper")
-    values = call.inputs(toy.captured().shared)
-    with torch.no_grad():
-        alone = gpu_ranks.Alone(programs, Lowering(), values, torch.device("cpu"))
-        serial = alone.step(0, Phase.SERIAL)["prediction"]
-        alone.step(1, Phase.PIPELINED)
-        pipelined = alone.step(0, Phase.PIPELINED)["prediction"]
-    expected = [toy.run(toy.seeded(toy.Toy), call.branch(b)) for b in range(2)]
-    assert torch.equal(serial, torch.cat(expected))
-    # The cut is of this same step, made from branch u, and stage1 reads the embeddings of branch c.
-    assert torch.equal(*pipelined.chunk(2))
-    assert not torch.equal(pipelined[:1], expected[0])
-    sizes = gpu_ranks.sent_bytes(programs)
-    assert sizes == {"cut_bytes": 4096, "prediction_bytes": 4 * 8 * 8 * 4}
-
-
 def test_projected_step_waits_for_the_slower_rank_and_what_it_sends(example: Any) -> None:
     gpu_ranks = example("gpu_ranks")
-    steps = gpu_ranks.projected([10.0, 10.0], [5.0, 6.0], 50_000_000, 1_000_000, 25e9)
+    times = Times(0.02, (0.010, 0.010), (0.005, 0.006), (0.01, 0.01), cut=9, prediction=9)
+    link = Link("stated", rate=25e9, latency=0.0)
+    steps = gpu_ranks.projected(times, link, 50_000_000, 1_000_000)
     assert steps["exact"] == pytest.approx({"serial": 10.04})
     assert steps["paper"] == pytest.approx({"serial": 10.04, "pipelined": 7.0})
     assert gpu_ranks.mean_step_ms("exact", steps["exact"]) == pytest.approx(10.04)

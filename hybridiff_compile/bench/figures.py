@@ -81,7 +81,10 @@ class Row(_Record):
         first_picture_seconds: from a loaded pipeline, with an empty cache, to its first picture.
         recompiles: graphs that any rank compiled after all were ready.
         graphs: compiled graphs of each rank, its own and those that another rank compiled for it.
-        device, link: names of the ones that a prediction is for, or "measured".
+        denoiser_share: of `seconds`.
+        branch_ms, stage_ms: each rank's program of a serial and of a pipelined step, alone.
+        link_mb_per_s, link_latency_us: as measured or stated.
+        device, link: names of the ones that a prediction is for; "here": measured.
         predicted_seconds, predicted_speedup: of a picture; over `one-device`, predicted likewise.
         predicted_step_ms_by_phase: of a step.
         limited_by: what holds it back, in a few words.
@@ -127,6 +130,11 @@ class Row(_Record):
     first_picture_seconds: NonNegativeFloat | None = None
     recompiles: NonNegativeInt | None = None
     graphs: tuple[NonNegativeInt, ...] | None = None
+    denoiser_share: Share | None = None
+    branch_ms: tuple[NonNegativeFloat, ...] | None = None
+    stage_ms: tuple[NonNegativeFloat, ...] | None = None
+    link_mb_per_s: NonNegativeFloat | None = None
+    link_latency_us: NonNegativeFloat | None = None
     device: str | None = None
     link: str | None = None
     predicted_seconds: NonNegativeFloat | None = None

@@ -13,7 +13,8 @@ from hybridiff_compile.bench import asked as asking
 from hybridiff_compile.bench import figures, models
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.planning import report
-from hybridiff_compile.planning.planner import Plan, plan
+from hybridiff_compile.planning.planner import plan
+from hybridiff_compile.planning.predict import Plan
 
 #: Planned for where nothing was asked for: the paper's two.
 DEFAULT = ("sdxl", "sd3-medium")

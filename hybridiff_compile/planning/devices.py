@@ -64,6 +64,9 @@ LINKS = {
     )
 }
 
+#: The name of what is measured in place of a data sheet.
+HERE = "here"
+
 # What a kernel reaches of a data sheet's rates, and how long one takes at least when started from
 # Python. The first was chosen by the paper's one RTX 3090 (Table 1): 50 steps of SDXL and of SD3
 # come out as 15.0 and 19.6 s of its 16.49 and 19.36 s, which hold encoders and VAE too.

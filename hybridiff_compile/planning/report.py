@@ -13,7 +13,7 @@ from rich.table import Table
 from hybridiff_compile.bench.figures import Mode, PhaseName, Row
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.planning import devices, published, runs
-from hybridiff_compile.planning.planner import Plan
+from hybridiff_compile.planning.predict import Plan
 from hybridiff_compile.planning.runs import RunPlan
 from hybridiff_compile.runtime.switching import counted
 
@@ -21,7 +21,7 @@ from hybridiff_compile.runtime.switching import counted
 WIDTH = 132
 
 #: Names of a step's kinds, for a reader.
-_STEPS = {
+STEPS = {
     Phase.SERIAL: "serial",
     Phase.PIPELINED: "pipelined (paper)",
     Phase.DRAINED: "its last",
@@ -63,7 +63,8 @@ def title(plan: Plan) -> str:
     )
 
 
-def _table(head: str, *columns: str) -> Table:
+def table_of(head: str, *columns: str) -> Table:
+    """An empty table; the first column is words."""
     table = Table(title=head, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
@@ -72,7 +73,7 @@ def _table(head: str, *columns: str) -> Table:
 
 def stages(plan: Plan) -> Table:
     """The two stages at the cut that `optimize` takes, and what each rank holds."""
-    table = _table("stages and memory", "", "TFLOP", "weights GB", "compute ms", "held GB")
+    table = table_of("stages and memory", "", "TFLOP", "weights GB", "compute ms", "held GB")
     one, *ranks = plan.memory
     both = (2 * plan.flops, plan.weights, 1e3 * plan.times.both, one)
     rows = [("one device, both branches", *both)]
@@ -87,7 +88,7 @@ def stages(plan: Plan) -> Table:
 
 def cuts(plan: Plan) -> Table:
     """The frontier of cuts, and the reference's split beside it."""
-    table = _table("cuts", "after", "slower stage", "crosses MB", "step ms", "")
+    table = table_of("cuts", "after", "slower stage", "crosses MB", "step ms", "")
     half = _half(plan)
     for i, cut in enumerate(plan.cuts):
         notes = [
@@ -108,9 +109,9 @@ def cuts(plan: Plan) -> Table:
 
 def crossing(plan: Plan) -> Table:
     """Bytes of a step, in the midst of each phase."""
-    table = _table("bytes of a step, both ways", "step", "MB")
+    table = table_of("bytes of a step, both ways", "step", "MB")
     for phase, sent in plan.step_bytes.items():
-        table.add_row(_STEPS[phase], f"{sent / 1e6:.2f}")
+        table.add_row(STEPS[phase], f"{sent / 1e6:.2f}")
     return table
 
 
@@ -118,7 +119,7 @@ def modes(plan: Plan) -> Table:
     """Each mode's run, and what the paper measured where it is for the same."""
     head = ("mode", "steps", "step ms", "all steps s", "speed-up", "sent GB", "held up by")
     beside = _published(plan)
-    table = _table("predicted", *head, *(("paper s", "paper GB") if beside else ()))
+    table = table_of("predicted", *head, *(("paper s", "paper GB") if beside else ()))
     table.columns[6].justify = "left"
     one, count = plan.times.both, plan.subject.steps
     lines: list[tuple[Mode, str, str, float, float, int | None, str]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from hybridiff_compile.api import find_denoiser
 from hybridiff_compile.capture.call import DenoiserCall
@@ -91,25 +91,20 @@ def of_architecture(found: Architecture, images: int, steps: int) -> Subject:
     )
 
 
-def of_pipeline(pipe: Any, call: Mapping[str, Any], steps: int, name: str) -> Subject:
-    """Trace a pipeline's denoiser from the call that it makes; nothing is computed by it.
+def of_call(pipe: Any, seen: DenoiserCall, steps: int, name: str) -> Subject:
+    """Trace a pipeline's denoiser from a call of it; nothing is computed by it.
 
     Args:
         pipe: a diffusers pipeline.
-        call: keywords of the pipeline's call.
+        seen: its `first_call`.
         steps: of a run.
         name: of the model.
 
     Raises:
-        UnsupportedPipelineError: it has no denoiser, or its call is not guided.
+        UnsupportedPipelineError: it has no denoiser.
+        CaptureError: the denoiser cannot be traced.
     """
     denoiser, family = find_denoiser(pipe)
-    seen = _first_call(pipe, denoiser, call)
-    if not seen.is_guided():
-        raise UnsupportedPipelineError(
-            "the pipeline's denoiser call is no [uncond, cond] batch: pass guidance_scale > 1, or "
-            "plan by the name of its architecture."
-        )
     captured = capture(denoiser, seen, None)
     scale = int(getattr(pipe, "vae_scale_factor", 8))
     picture = next(iter(seen.tensors().values()))
@@ -125,7 +120,17 @@ class _Seen(BaseException):
         self.call = call
 
 
-def _first_call(pipe: Any, denoiser: nn.Module, call: Mapping[str, Any]) -> DenoiserCall:
+def first_call(pipe: Any, call: Mapping[str, Any]) -> DenoiserCall:
+    """The first call of its denoiser that a pipeline makes, which then ends.
+
+    Args:
+        pipe: a diffusers pipeline.
+        call: keywords of the pipeline's call.
+
+    Raises:
+        UnsupportedPipelineError: it has no denoiser, or its call is not guided.
+    """
+    denoiser, _ = find_denoiser(pipe)
     parameters = tuple(inspect.signature(denoiser.forward).parameters)
 
     def forward(*args: Any, **kwargs: Any) -> None:
@@ -138,11 +143,20 @@ def _first_call(pipe: Any, denoiser: nn.Module, call: Mapping[str, Any]) -> Deno
         with torch.random.fork_rng(devices=[]):
             pipe(**({"prompt": ""} if "prompt_embeds" not in call else {}), **call)
     except _Seen as seen:
-        return seen.call
+        return _guided(seen.call)
     finally:
         del vars(denoiser)["forward"]
         pipe.set_progress_bar_config(**hidden)
     raise UnsupportedPipelineError("the pipeline made a picture without calling its denoiser.")
+
+
+def _guided(call: DenoiserCall) -> DenoiserCall:
+    if not call.is_guided():
+        raise UnsupportedPipelineError(
+            "the pipeline's denoiser call is no [uncond, cond] batch: pass guidance_scale > 1, or "
+            "plan by the name of its architecture."
+        )
+    return call
 
 
 def _family(name: str) -> SwitchSettings:

@@ -209,7 +209,7 @@ def start(device: torch.device, peer: torch.device, meanwhile: Callable[[], None
             stdout=out,
             stderr=subprocess.STDOUT,
             pass_fds=[theirs.fileno()],
-            env=_environment(),
+            env=environment(),
             start_new_session=True,
         )
     connection = Connection(ours.detach())
@@ -229,7 +229,7 @@ def start(device: torch.device, peer: torch.device, meanwhile: Callable[[], None
     return fleet
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The driver's environment, with this package importable wherever it was imported from."""
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]

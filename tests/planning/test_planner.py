@@ -16,8 +16,8 @@ import hybridiff_compile
 from hybridiff_compile.bench import models
 from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.planning import devices, planner, report
-from hybridiff_compile.planning.planner import Plan
+from hybridiff_compile.planning import devices, predict, report
+from hybridiff_compile.planning.predict import Plan
 from tests import pipelines
 
 
@@ -94,7 +94,7 @@ def test_frontier_is_from_balance_to_few_bytes(papers: Plan) -> None:
 def test_faster_links_and_devices_are_seen(small: Plan) -> None:
     def seconds(device: str, link: str) -> dict[str, float]:
         on, over = devices.device(device), devices.link(link)
-        found = planner.of_subject(small.subject, on, over)
+        found = predict.of_subject(small.subject, on, over)
         return {run.mode: run.seconds for run in found.runs}
 
     slow, linked = seconds("rtx3090", "pcie3"), seconds("rtx3090", "nvlink")

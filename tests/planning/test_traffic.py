@@ -9,7 +9,7 @@ from hybridiff_compile.bench import models
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.passes import build_programs
 from hybridiff_compile.planning import traffic
-from hybridiff_compile.planning.subject import of_pipeline
+from hybridiff_compile.planning.subject import first_call, of_call
 from tests import pipelines, toy
 
 SWITCHED = {"tau1": 3, "k": 3}
@@ -35,7 +35,8 @@ def test_a_run_sends_that_many_bytes(name: str, mode: Any, how: dict[str, Any]) 
             model(pipelines.PROMPT, output_type="latent", **call)
         report = model.report
         (entry,) = model.session().entries.values()
-    subject = of_pipeline(models.load(name), call, 9, name)
+    again = models.load(name)
+    subject = of_call(again, first_call(again, call), 9, name)
     phases = [step.phase for step in report.steps]
     found = traffic.picture_bytes(entry.programs, phases, subject.changing, entry.key)
     assert found == report.bytes_sent

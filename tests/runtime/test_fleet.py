@@ -174,7 +174,7 @@ def test_the_worker_ends_with_the_model() -> None:
 
 
 def test_a_worker_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "_environment", lambda: {**os.environ, "PYTHONHOME": "/nowhere"})
+    monkeypatch.setattr(fleet, "environment", lambda: {**os.environ, "PYTHONHOME": "/nowhere"})
     with pytest.raises(WorkerError, match="rank 1 ended with exit code 1"):
         hybridiff_compile.optimize(pipelines.load(NAME))
 

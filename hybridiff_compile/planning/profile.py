@@ -1,0 +1,201 @@
+"""Measure a pipeline and the machine: what two ranks would make of it, and what they do make."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from hybridiff_compile.api import find_denoiser, optimize
+from hybridiff_compile.errors import ConfigError
+from hybridiff_compile.ir import Phase
+from hybridiff_compile.lower.device import device_of
+from hybridiff_compile.planning import alone, clock, devices, link_probe, predict, runs
+from hybridiff_compile.planning.predict import Plan
+from hybridiff_compile.planning.steps import Times
+from hybridiff_compile.planning.subject import first_call, of_call
+from hybridiff_compile.runtime.driver import one_thread
+from hybridiff_compile.runtime.report import RunReport
+
+#: Fewer steps do not hold a serial, a pipelined and a last pipelined one, each after one alike.
+LEAST_STEPS = 9
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on one device: seconds of all of it, and of its denoiser calls."""
+
+    seconds: float
+    denoiser: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was measured. Printed by `profile_report`.
+
+    Attributes:
+        plan: for two of this device, from the parts of a step measured alone.
+        picture: on one device, of `plan.subject.steps` steps.
+        link: as measured or stated.
+        phases: of the paper's mode, in thirds: serial, pipelined, serial.
+        measured: seconds of a step in each of them on two ranks; empty without a second device.
+        computing: seconds that each rank's program computed in a serial step on two ranks, until
+            its last value left; None likewise.
+    """
+
+    plan: Plan
+    picture: Picture
+    link: devices.Link
+    phases: tuple[Phase, ...]
+    measured: Mapping[Phase, float]
+    computing: tuple[float, float] | None
+
+    @property
+    def times(self) -> Times:
+        """Of the parts of a step."""
+        return self.plan.times
+
+    @property
+    def predicted(self) -> Mapping[Phase, float]:
+        """Seconds of a step in each phase of the paper's mode, from the parts."""
+        kinds = dict.fromkeys(self.phases)
+        return {phase: runs.step_seconds("paper", phase, self.times) for phase in kinds}
+
+
+def profile(
+    pipe: Any,
+    *,
+    link: str = devices.HERE,
+    num_inference_steps: int = 18,
+    rounds: int = 3,
+    name: str | None = None,
+    **call: Any,
+) -> Profile:
+    """Measure a pipeline here; on the CPU a device is one thread.
+
+    Args:
+        pipe: a diffusers pipeline, on the device that is measured.
+        link: "here" measures the one between two devices of this machine; with a name of
+            `planning.devices` one device is enough, and nothing is run on two.
+        num_inference_steps: of a picture, 9 or more.
+        rounds: pictures and steps of which the median counts.
+        name: of the model, for tables.
+        call: further keywords of the pipeline's call.
+
+    Raises:
+        ConfigError: a setting cannot be, or there is no second device whose link to measure.
+        UnsupportedPipelineError, CaptureError: the pipeline cannot run on two ranks.
+        WorkerError: a process that was to help has failed.
+    """
+    for what, value, least in (("steps", num_inference_steps, LEAST_STEPS), ("rounds", rounds, 1)):
+        if value < least:
+            raise ConfigError(f"{what}={value} must be at least {least}.")
+    call = {"num_inference_steps": num_inference_steps, **call}
+    denoiser, _ = find_denoiser(pipe)
+    device = device_of(denoiser)
+    over = link_probe.between(device, link)
+    seen = first_call(pipe, call)
+    subject = of_call(pipe, seen, num_inference_steps, name or type(pipe).__name__)
+    with one_thread(device):
+        picture = _one_device(pipe, device, rounds, call)
+        times = alone.times(denoiser, seen, subject.captured, over, rounds=rounds + 2)
+    reports: Sequence[RunReport] = ()
+    if link == devices.HERE:
+        reports = _two_ranks(pipe, rounds, call)
+        times = replace(times, own=_own(reports))
+    steps = reports[0].steps if reports else ()
+    return Profile(
+        plan=predict.of_subject(subject, times, over),
+        picture=picture,
+        link=over,
+        phases=tuple(s.phase for s in steps) or _thirds(num_inference_steps),
+        measured=_by_phase(reports),
+        computing=_computing(reports) if reports else None,
+    )
+
+
+def _one_device(pipe: Any, device: torch.device, rounds: int, call: Mapping[str, Any]) -> Picture:
+    """The median of some pictures after one that warms up."""
+    denoiser, _ = find_denoiser(pipe)
+    made: list[Picture] = []
+    for _ in range(1 + rounds):
+        seconds = 0.0
+        forward = denoiser.forward
+
+        def timed(*args: Any, forward: Callable[..., Any] = forward, **kwargs: Any) -> Any:
+            nonlocal seconds
+            begin = time.perf_counter()
+            out = forward(*args, **kwargs)
+            clock.synchronize(device)
+            seconds += time.perf_counter() - begin
+            return out
+
+        vars(denoiser)["forward"] = timed
+        try:
+            begin = time.perf_counter()
+            make(pipe, call)
+            clock.synchronize(device)
+            made.append(Picture(time.perf_counter() - begin, seconds))
+        finally:
+            del vars(denoiser)["forward"]
+    return sorted(made[1:], key=lambda p: p.seconds)[rounds // 2]
+
+
+def make(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Make a picture that nobody sees; the random numbers of later ones stay theirs."""
+    prompt = {} if "prompt_embeds" in call else {"prompt": ""}
+    with torch.random.fork_rng():
+        pipe(**prompt, **call)
+
+
+def _two_ranks(pipe: Any, rounds: int, call: Mapping[str, Any]) -> list[RunReport]:
+    """The paper's mode in thirds, after a picture that warms up."""
+    third = call["num_inference_steps"] // 3
+    reports = []
+    with optimize(pipe, mode="paper", tau1=third, k=third) as model:
+        for _ in range(1 + rounds):
+            make(model, call)
+            reports.append(model.report)
+    return reports[1:]
+
+
+def _thirds(steps: int) -> tuple[Phase, ...]:
+    """As `_two_ranks` would run them."""
+    third = steps // 3
+    pipelined = (*[Phase.PIPELINED] * (third - 1), Phase.DRAINED)
+    return (*[Phase.SERIAL] * third, *pipelined, *[Phase.SERIAL] * (steps - 2 * third))
+
+
+def _by_phase(reports: Sequence[RunReport]) -> dict[Phase, float]:
+    """Median seconds of a step in each phase, by the driver's clock."""
+    found: dict[Phase, list[float]] = defaultdict(list)
+    for step in (s for report in reports for s in report.steps):
+        found[step.phase].append(step.seconds)
+    return {phase: median(seconds) for phase, seconds in found.items()}
+
+
+def _own(reports: Sequence[RunReport]) -> float:
+    """What the driver adds to a serial step: before and after its program, and rank 1's delay."""
+    found = []
+    for report in reports:
+        for step, own, peer in zip(report.steps, *report.rank_steps, strict=True):
+            if step.phase is Phase.SERIAL:
+                delay = max(0.0, peer.begin - own.begin)
+                found.append(step.seconds - (own.end - own.begin) + delay)
+    return max(0.0, median(found))
+
+
+def _computing(reports: Sequence[RunReport]) -> tuple[float, float]:
+    """Seconds that each rank computed in a serial step, while the other one did."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for report in reports:
+        for rank, steps in enumerate(report.rank_steps):
+            for step, ran in zip(report.steps, steps, strict=True):
+                if step.phase is Phase.SERIAL:
+                    found[rank].append((ran.sent or ran.end) - ran.begin)
+    return median(found[0]), median(found[1])

@@ -1,0 +1,76 @@
+"""A rank's programs alone, and the clock."""
+
+import time
+
+import pytest
+import torch
+
+from hybridiff_compile.config import Lowering
+from hybridiff_compile.ir import Phase
+from hybridiff_compile.passes import build_programs
+from hybridiff_compile.planning import clock, link_probe
+from hybridiff_compile.planning.alone import Alone
+from hybridiff_compile.planning.devices import Link
+from tests import toy
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def alone() -> Alone:
+    programs = build_programs(toy.captured().program, "paper")
+    values = toy.call_of().inputs(toy.captured().shared)
+    with torch.no_grad():
+        return Alone(programs, Lowering(), values, CPU)
+
+
+def test_a_ranks_program_alone_computes_what_two_ranks_do(alone: Alone) -> None:
+    call = toy.call_of()
+    with torch.no_grad():
+        serial = alone.step(0, Phase.SERIAL)["prediction"]
+        alone.step(1, Phase.PIPELINED)
+        pipelined = alone.step(0, Phase.PIPELINED)["prediction"]
+    expected = [toy.run(toy.seeded(toy.Toy), call.branch(b)) for b in range(2)]
+    assert torch.equal(serial, torch.cat(expected))
+    # The cut is of this same step, made from branch u, and stage1 reads the embeddings of branch c.
+    assert torch.equal(*pipelined.chunk(2))
+    assert not torch.equal(pipelined[:1], expected[0])
+
+
+def test_times_are_of_what_was_run_and_of_the_stated_link(alone: Alone) -> None:
+    assert (alone.cut_bytes, alone.prediction_bytes) == (4096, 4 * 8 * 8 * 4)
+    link = Link("stated", rate=1e3, latency=2.0)
+    with torch.no_grad():
+        t = alone.times(lambda: time.sleep(0.05), link, own=0.25, rounds=3)
+    assert (t.cut, t.prediction, t.own) == (2 + 4.096, 2 + 1.024, 0.25)
+    assert t.both >= 0.05
+    assert min(*t.branch, *t.stages) > 0
+    assert t.stages_of_both[0] == pytest.approx(t.stages[0] * t.both / max(t.branch))
+
+
+def test_calls_take_turns_after_warming_up() -> None:
+    order: list[str] = []
+    clock.medians([lambda: order.append("a"), lambda: order.append("b")], CPU, rounds=2)
+    assert "".join(order) == "aaa" + "bbb" + "abab"
+
+
+def test_the_median_counts() -> None:
+    naps = iter([0, 0, 0, 0.2, 0.02, 0])
+    (found,) = clock.medians([lambda: time.sleep(next(naps))], CPU, rounds=3)
+    assert 0.02 <= found < 0.2
+
+
+def test_a_measured_link_has_a_rate_and_a_latency() -> None:
+    link = link_probe.measure(CPU, CPU)
+    assert link.name == "here"
+    assert 1e7 < link.rate < 1e12
+    assert 0 < link.latency < 1
+
+
+def test_a_helper_that_cannot_start_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybridiff_compile.errors import WorkerError
+    from hybridiff_compile.runtime import fleet
+
+    monkeypatch.setattr(fleet, "environment", lambda: {"PYTHONHOME": "/nowhere"})
+    with pytest.raises(WorkerError, match=r"measures the link ended with exit code 1; measure"):
+        link_probe.measure(CPU, CPU)

@@ -1,0 +1,133 @@
+"""What a profile says of times that were made up, and of a real pipeline."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import hybridiff_compile
+from hybridiff_compile.bench import models
+from hybridiff_compile.errors import ConfigError
+from hybridiff_compile.ir import Phase
+from hybridiff_compile.planning import devices, predict, profile_report
+from hybridiff_compile.planning.profile import LEAST_STEPS, Picture, Profile, profile
+from hybridiff_compile.planning.steps import Times
+
+#: In twelfths of a second: a slow link, uneven stages, a batched call that gains.
+T = Times(
+    both=1.6,
+    branch=(1.0, 1.0),
+    stages=(0.4, 0.6),
+    stages_of_both=(0.7, 0.9),
+    cut=0.3,
+    prediction=0.05,
+    own=0.01,
+)
+PHASES = (*[Phase.SERIAL] * 3, Phase.PIPELINED, Phase.PIPELINED, Phase.DRAINED)
+
+
+@pytest.fixture(scope="module")
+def made_up() -> Profile:
+    subject = hybridiff_compile.plan("tiny-sd3", num_inference_steps=20).subject
+    plan = predict.of_subject(subject, T, devices.link("pcie3"))
+    return Profile(
+        plan=plan,
+        picture=Picture(seconds=10.6, denoiser=9.6),
+        link=devices.Link(devices.HERE, rate=2e9, latency=1e-4),
+        phases=PHASES,
+        measured={Phase.SERIAL: 1.1, Phase.PIPELINED: 0.8, Phase.DRAINED: 0.7},
+        computing=(1.2, 1.1),
+    )
+
+
+def test_predicted_steps_wait_for_the_slowest_chain(made_up: Profile) -> None:
+    expected = {Phase.SERIAL: 1.06, Phase.PIPELINED: 0.71, Phase.DRAINED: 0.66}
+    assert made_up.predicted == pytest.approx(expected)
+
+
+def test_losses_add_up_to_the_picture(made_up: Profile) -> None:
+    found = profile_report.losses(made_up)
+    assert found == pytest.approx(
+        {
+            "half": 3 * 0.8 + 3 * 0.4,
+            "batching": 3 * 0.2 + 3 * 0.1,
+            "balance": 3 * 0.1,
+            "link": 3 * 0.05 + 2 * 0.1 + 0.05,
+            "own": 6 * 0.01,
+            "rest": 1.0,
+        }
+    )
+    assert sum(found.values()) == pytest.approx(1.0 + 3 * 1.06 + 2 * 0.71 + 0.66)
+
+
+def test_sentences_name_the_ceiling_and_the_greatest_loss(made_up: Profile) -> None:
+    said = "\n".join(profile_report.sentences(made_up))
+    assert "6 steps in 10.60 s; its denoiser takes 90.6% of that" in said
+    assert "makes 1.83 times" in said
+    assert "T(2B)/T(B) is 1.60" in said
+    assert "exact 1.44, the paper's mode with 3 of 6 steps pipelined 1.69" in said
+    assert "400.0 and 600.0 ms alone; the slower one takes 1.20 times half of a branch" in said
+    assert "moves 2000 MB/s after 100 us: the cut takes 300.00 ms, 42.9% of stage0's way" in said
+    assert "holds it back most is encoders, scheduler and VAE: 16.0% of the picture" in said
+    assert "a rank computes for +20% of what it takes alone" in said
+
+
+def test_a_stated_link_is_said_to_be_one(made_up: Profile) -> None:
+    stated = replace(made_up, link=devices.link("pcie4"), measured={}, computing=None)
+    said = "\n".join(profile_report.sentences(stated))
+    assert "The link (pcie4, stated)" in said
+    assert "Nothing was run on two ranks" in said
+    assert profile_report.rows(stated)[2].step_ms_by_phase is None
+
+
+def test_rows_hold_prediction_and_measurement_side_by_side(made_up: Profile) -> None:
+    one, exact, paper = profile_report.rows(made_up)
+    assert one.denoiser_share == pytest.approx(9.6 / 10.6)
+    assert exact.predicted_seconds == pytest.approx(1.0 + 6 * 1.06)
+    assert paper.predicted_speedup == pytest.approx(10.6 / 6.26)
+    assert paper.step_ms_by_phase == pytest.approx({"serial": 1100, "pipelined": 800})
+    assert paper.predicted_step_ms_by_phase == pytest.approx({"serial": 1060, "pipelined": 710})
+    assert paper.steps_by_phase == {"serial": 3, "pipelined": 3, "forecast": 0}
+
+
+def test_a_pipeline_is_measured_and_left_as_it_was() -> None:
+    pipe: Any = models.load("tiny-sd3")
+    pipe.set_progress_bar_config(disable=True)
+    before, state = dict(vars(pipe.transformer)), torch.get_rng_state()
+    call = models.call_settings("tiny-sd3")
+    found = profile(pipe, num_inference_steps=LEAST_STEPS, rounds=1, **call)
+    assert vars(pipe.transformer) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert 0 < found.picture.denoiser < found.picture.seconds
+    assert [p.name[0] for p in found.phases] == list("SSSPPDSSS")
+    assert set(found.measured) == set(found.predicted) == set(PHASES)
+    times = found.times
+    assert min(*times.branch, *times.stages, times.cut, times.prediction) > 0
+    # A stage is part of a branch, and a branch is part of the batched call.
+    assert sum(times.stages) < 2 * max(times.branch) < 4 * times.both
+    assert found.plan.device == found.plan.link == "here"
+
+
+def test_a_stated_link_needs_no_second_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    pipe: Any = models.load("tiny-sd3")
+    call = {**models.call_settings("tiny-sd3"), "num_inference_steps": LEAST_STEPS, "rounds": 1}
+    with pytest.raises(ConfigError, match="no second device here to measure it to; state one of"):
+        profile(pipe, **call)
+    found = profile(pipe, link="nvlink", **call)
+    assert (found.measured, found.computing) == ({}, None)
+    assert [p.name[0] for p in found.phases] == list("SSSPPDSSS")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"num_inference_steps": 8}, "steps=8 must be at least 9"),
+        ({"rounds": 0}, "rounds=0 must be at least 1"),
+        ({"link": "usb"}, "link='usb' is not known"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        profile(models.load("tiny-sd3"), **asked)
