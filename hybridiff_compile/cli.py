@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from hybridiff_compile.errors import ConfigError, HybridiffError
+from hybridiff_compile.errors import HybridiffError
 
 _NAMES = "tiny-sdxl, tiny-sd3 or sdxl-small"
 _Model = Annotated[str | None, typer.Option(help=f"An embedded model: {_NAMES}.")]
@@ -104,24 +104,41 @@ def bench(
     compile_: Annotated[
         bool, typer.Option("--compile", help="Measure compiling: cold, warm, loaded, and steps.")
     ] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Compare two files of figures; nothing is measured."),
+    ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help=f"{_NAMES}; give it again for more  [default: all three]"),
+        typer.Option(help=f"{_NAMES}, or a pipeline's folder; again for more  [default: all]"),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps of a picture.")] = 12,
+    backend: Annotated[
+        str, typer.Option(help="Of the modes on two ranks: inductor or eager.")
+    ] = "inductor",
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Denoising steps of a picture.  [default: 50; with --compile, 12]"),
+    ] = None,
     runs: Annotated[int, typer.Option(help="Pictures of each row after its first one.")] = 3,
     out: Annotated[Path, typer.Option(help="Folder for the table and the chart.")] = Path("bench"),
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
-    """Measure one device, exact and paper against each other; needs --compile so far."""
-    if not compile_:
-        raise ConfigError("bench without --compile does not exist yet; add --compile.")
+    """Measure one device, exact, paper, hybrid and AsyncDiff's way against each other."""
     _quiet()
-    from hybridiff_compile.bench import compile_bench, models
+    from hybridiff_compile.bench import compare as comparing
+    from hybridiff_compile.bench import compile_bench, latency_bench, models
 
+    if compare is not None:
+        comparing.run(*compare, Console())
+        return
     names = tuple(dict.fromkeys(model)) if model else models.NAMES
-    asked = compile_bench.CompileBench(names, steps, runs, out, json)
-    compile_bench.run(asked, Console())
+    if compile_:
+        compiling = compile_bench.CompileBench(names, steps or 12, runs, out, json)
+        compile_bench.run(compiling, Console())
+        return
+    chosen: Any = backend
+    asked = latency_bench.LatencyBench(names, chosen, steps or 50, runs, out, json)
+    latency_bench.run(asked, Console())
 
 
 @app.command("plan")

@@ -85,13 +85,6 @@ def refused(*arguments: str) -> str:
     return result.output
 
 
-def test_bench_says_what_there_is_to_measure(monkeypatch):
-    from hybridiff_compile.bench import compile_bench
-
-    monkeypatch.setattr(compile_bench, "run", stop)
-    assert "bench without --compile does not exist yet; add --compile" in refused("bench")
-
-
 def test_a_bench_that_could_not_run_is_refused():
     assert "steps=3 must be at least 6" in refused("bench", "--compile", "--steps", "3")
     assert "unknown model x" in refused("bench", "--compile", "--model", "x")

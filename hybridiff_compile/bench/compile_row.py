@@ -113,14 +113,25 @@ class Timed:
         return out
 
 
-def _one_device(job: Job, pipe: Any) -> dict[str, Any]:
-    """The pipeline as it is, its denoiser compiled by torch.compile or left alone."""
-    begin = time.perf_counter()
+def timed_denoiser(pipe: Any, backend: Backend) -> Timed:
+    """Put a clock around a pipeline's denoiser, compiled by torch.compile or left alone."""
     name = next(n for n in ("unet", "transformer") if isinstance(getattr(pipe, n, None), nn.Module))
-    if job.backend == "inductor":
+    if backend == "inductor":
         setattr(pipe, name, torch.compile(getattr(pipe, name)))
     denoiser = getattr(pipe, name)
     denoiser.forward = timed = Timed(denoiser.forward)
+    return timed
+
+
+def compiling_seconds(timed: Timed) -> float:
+    """Of the first call, which compiles and then computes as the later ones do."""
+    return max(0.0, timed.seconds[0] - median(timed.seconds[1:]))
+
+
+def _one_device(job: Job, pipe: Any) -> dict[str, Any]:
+    """The pipeline as it is, its denoiser compiled by torch.compile or left alone."""
+    begin = time.perf_counter()
+    timed = timed_denoiser(pipe, job.backend)
     contender = Contender(job.mode, type(pipe.scheduler).__name__, pipe)
     watch = ranks.Watch([ranks.own_pid()])
     pictures = _pictures(contender, job, begin, watch)
@@ -128,8 +139,7 @@ def _one_device(job: Job, pipe: Any) -> dict[str, Any]:
     if job.backend == "eager":
         return found
     return found | {
-        # A first call compiles, and then computes as the later ones do.
-        "ready_seconds": timed.seconds[0] - median(timed.seconds[1:]),
+        "ready_seconds": compiling_seconds(timed),
         "graphs": [timed.compilations[0]],
         "recompiles": timed.compilations[-1] - timed.compilations[0],
     }
