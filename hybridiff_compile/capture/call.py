@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from hybridiff_compile.errors import CaptureError
+from hybridiff_compile.errors import CaptureError, ConfigError
 from hybridiff_compile.ir import BRANCHES
 
 #: What a capture is good for: every tensor's shape, strides, dtype and device, every constant.
@@ -64,13 +64,25 @@ class DenoiserCall:
 
         return (self.names, tuple(of(leaf) for leaf in self.leaves), str(self.spec))
 
-    def is_guided(self) -> bool:
-        """Whether both halves of the noisy picture are bit-equal: `[uncond, cond]` in one batch."""
+    def is_guided(self, needed: bool = False) -> bool:
+        """Whether both halves of the noisy picture are bit-equal: `[uncond, cond]` in one batch.
+
+        Args:
+            needed: by mode "asyncdiff", which has no other way to run a pipeline that guides.
+
+        Raises:
+            ConfigError: it is needed, and is not so.
+        """
         noisy = next(iter(self.tensors().values()), None)
-        if noisy is None or noisy.dim() == 0 or noisy.shape[0] % len(BRANCHES):
-            return False
-        first, second = noisy.chunk(len(BRANCHES))
-        return torch.equal(first, second)
+        halves = () if noisy is None or noisy.dim() == 0 else noisy.chunk(len(BRANCHES))
+        same = len(halves) == len(BRANCHES) and torch.equal(*halves)
+        if needed and not same:
+            shape = None if noisy is None else tuple(noisy.shape)
+            raise ConfigError(
+                f"mode='asyncdiff' runs both branches in one batch, and this pipeline's call of "
+                f"shape {shape} is no [uncond, cond] batch; use mode='exact' for it."
+            )
+        return same
 
     def branch(self, index: int) -> DenoiserCall:
         """The call of one branch: every tensor whose dim 0 is the doubled batch is sliced by B."""
@@ -89,8 +101,10 @@ class DenoiserCall:
 
         Args:
             shared: names that both branches have in common; of the others each has its own,
-                `<name>_u` and `<name>_c`.
+                `<name>_u` and `<name>_c`. Empty: the program takes the tensors of the whole batch.
         """
+        if not shared:
+            return self.tensors()
         values = {}
         for index, branch in enumerate(BRANCHES):
             for name, tensor in self.branch(index).tensors().items():

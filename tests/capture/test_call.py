@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybridiff_compile.capture.call import DenoiserCall, only_tensor
-from hybridiff_compile.errors import CaptureError
+from hybridiff_compile.errors import CaptureError, ConfigError
 from tests import toy
 
 
@@ -79,6 +79,19 @@ def test_batch_of_one_picture_is_sliced_into_single_rows():
 )
 def test_guided_when_both_halves_of_the_noisy_picture_are_bit_equal(sample, expected):
     assert of(sample, torch.tensor(1.0)).is_guided() is expected
+
+
+def test_what_is_no_batch_of_both_branches_is_refused_where_one_is_needed():
+    assert of(doubled(1, 4)).is_guided(needed=True)
+    with pytest.raises(ConfigError, match=r"shape \(2, 4\) is no \[uncond, cond\] batch; use mode"):
+        of(torch.randn(2, 4)).is_guided(needed=True)
+
+
+def test_inputs_are_the_whole_batch_where_no_branch_has_its_own():
+    call = toy.call_of()
+    found = call.inputs(())
+    assert list(found) == list(call.tensors())
+    assert all(found[name] is value for name, value in call.tensors().items())
 
 
 def test_call_without_tensors_is_not_guided():
