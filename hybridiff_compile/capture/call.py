@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from hybridiff_compile.errors import CaptureError, ConfigError
 from hybridiff_compile.ir import BRANCHES
+from hybridiff_compile.layout import dense_stride
 
 #: What a capture is good for: every tensor's shape, strides, dtype and device, every constant.
 Signature = tuple[Any, ...]
@@ -22,7 +23,7 @@ class DenoiserCall:
 
     Attributes:
         names: readable name of each leaf, such as `added_cond_kwargs_time_ids`.
-        leaves: tensors and constants, in the order of `names`.
+        leaves: tensors and constants, in the order of `names`; tensors fill their memory.
         spec: the tree that rebuilds (args, kwargs).
     """
 
@@ -42,7 +43,7 @@ class DenoiserCall:
         paths, spec = pytree.tree_flatten_with_path(named)
         # The first path entry tells positional from keyword arguments; it is not part of the name.
         names = tuple("_".join(str(_key(k)) for k in path[1:]) for path, _ in paths)
-        return cls(names, tuple(leaf for _, leaf in paths), spec)
+        return cls(names, tuple(_as_received(leaf) for _, leaf in paths), spec)
 
     @property
     def arguments(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -110,6 +111,16 @@ class DenoiserCall:
             for name, tensor in self.branch(index).tensors().items():
                 values[name if name in shared else f"{name}_{branch}"] = tensor
         return values
+
+
+def _as_received(leaf: Any) -> Any:
+    """Copy a tensor of gaps or overlaps, such as an expanded time: another rank gets a dense one.
+
+    Both ranks then trace, compile and run for the same strides.
+    """
+    if isinstance(leaf, torch.Tensor) and dense_stride(leaf) != leaf.stride():
+        return leaf.contiguous()
+    return leaf
 
 
 def _key(entry: Any) -> Any:

@@ -94,6 +94,17 @@ def test_inputs_are_the_whole_batch_where_no_branch_has_its_own():
     assert all(found[name] is value for name, value in call.tensors().items())
 
 
+def test_tensors_with_overlaps_or_gaps_are_made_dense_and_others_left_alone():
+    expanded, gaps = torch.tensor(3.0).expand(4), torch.ones(2, 8)[:, ::2]
+    dense = doubled(2, 4, 3, 3).to(memory_format=torch.channels_last)
+    call = of(dense, expanded, text=gaps)
+    found = call.tensors()
+    assert found["sample"] is dense
+    assert (found["timestep"].stride(), found["text"].stride()) == ((1,), (4, 1))
+    assert torch.equal(found["timestep"], expanded)
+    assert torch.equal(found["text"], gaps)
+
+
 def test_call_without_tensors_is_not_guided():
     assert of(1, text="a").is_guided() is False
 

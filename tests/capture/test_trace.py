@@ -222,6 +222,8 @@ def test_branches_that_stay_together_may_depend_on_each_other():
     batch = call.tensors()["sample"]
     captured = capture(denoiser, call, lambda: denoiser(batch), together=True)
     assert (captured.shared, captured.program.contracts[0].inputs) == ((), ("sample",))
+    (sample,) = [n for n in denoiser_of(captured).graph.nodes if n.op == "placeholder"]
+    assert sample.meta["val"].shape == (2, 4)
     assert torch.equal(captured.program.graphs[0](batch)["prediction"], denoiser(batch))
     with pytest.raises(CaptureError, match="the exported Normalized gives a relative difference"):
         capture(denoiser, call, lambda: denoiser(batch) + 1, together=True)
