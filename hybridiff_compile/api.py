@@ -66,14 +66,15 @@ def optimize(
             to do little harm; the fastest. "exact": nothing is approximated. "paper": some steps
             are pipelined by layer, as in Jung et al. 2026, Sec. 4. "guided" and "forecast" pin one
             of this project's phases to the steps tau1 .. tau1 + k - 1: pipelined with full
-            guidance, or extrapolated.
+            guidance, or extrapolated. "asyncdiff" is a baseline to compare with: both branches in
+            one batch, pipelined on stale features from step tau1 (1) on for k (all other) steps.
         backend: "eager" runs the denoiser's own kernels; "inductor" compiles them, as torch.compile
             does; "tensorrt" hands them to torch-tensorrt.
         scope: what Inductor compiles in one piece: "stage", "regional" (repeated blocks only) or
             "whole" (each phase's step with its links inside); see `Lowering`.
         compile_mode: Inductor's mode, as in `torch.compile(mode=...)`.
         L_slope, eps_slope, k, tau_cap, tau1: when the paper's mode pipelines; see `Config`. tau1
-            and k also place "guided" and "forecast".
+            and k also place "guided", "forecast" and "asyncdiff".
         tolerance: of "hybrid": "fine", "balanced" (default) or "fast", or the largest weighted
             error of an extrapolated step, relative to the guided prediction.
         m: of "hybrid" (4, "fast" 6), "forecast" (2) and "guided" (1): at least every m-th step is
@@ -136,7 +137,7 @@ def export(
         progress: show on a terminal what is being done.
 
     Raises:
-        ConfigError: unknown format, or there is nothing to export.
+        ConfigError: unknown format, a mode that is not packaged, or there is nothing to export.
         PackageError: the folder exists or cannot be written.
         BackendError: a package that the format needs is missing.
     """
@@ -147,6 +148,10 @@ def export(
         raise ConfigError(f"format={format!r} is unknown; choose one of aot, onnx.")
     if session.config.lowering.backend == "aot":
         raise ConfigError("this model was loaded from a package; copy that folder instead.")
+    if session.config.mode == "asyncdiff":
+        raise ConfigError(
+            "mode='asyncdiff' is a baseline and is not packaged; export a model of another mode."
+        )
     if not session.entries:
         raise ConfigError(f"there is nothing to export: {session.lacks}")
     with shown(session, progress), one_compiler:

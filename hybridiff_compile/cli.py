@@ -222,7 +222,9 @@ def sweep(
     pipe: _Pipe = None,
     mode: Annotated[
         list[str] | None,
-        typer.Option(help="exact, paper, guided, forecast, hybrid  [default: all but exact]"),
+        typer.Option(
+            help="exact, paper, guided, forecast, hybrid, asyncdiff  [default: paper to hybrid]"
+        ),
     ] = None,
     k: Annotated[list[int] | None, typer.Option(help="Steps that are switched.")] = None,
     tau1: Annotated[list[int] | None, typer.Option(help="First step that is switched.")] = None,

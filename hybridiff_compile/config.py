@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from hybridiff_compile.errors import ConfigError
 
-Mode = Literal["exact", "paper", "hybrid", "guided", "forecast"]
+Mode = Literal["exact", "paper", "hybrid", "guided", "forecast", "asyncdiff"]
 Estimator = Literal["hold", "linear", "sigma", "logsnr", "quadratic"]
 Backend = Literal["eager", "inductor", "tensorrt", "aot"]
 Scope = Literal["stage", "regional", "whole"]
@@ -29,6 +29,7 @@ class SwitchSettings:
         k: number of pipelined steps, tau2 = tau1 + k (Eq. 3).
         tau_cap: latest first pipelined step.
         tau1: first pipelined step when forced; None lets the discrepancy decide.
+        drains: whether the last pipelined step is DRAINED, which not every mode has a program for.
     """
 
     L_slope: int
@@ -36,6 +37,7 @@ class SwitchSettings:
     k: int
     tau_cap: int
     tau1: int | None = None
+    drains: bool = True
 
     def scaled(self, steps: int) -> SwitchSettings:
         """Return the same schedule for a run of `steps` steps instead of 50."""
@@ -156,8 +158,8 @@ _MODES_OF = {
     "L_slope": ("paper",),
     "eps_slope": ("paper",),
     "tau_cap": ("paper",),
-    "tau1": ("paper", "guided", "forecast"),
-    "k": ("paper", "guided", "forecast"),
+    "tau1": ("paper", "guided", "forecast", "asyncdiff"),
+    "k": ("paper", "guided", "forecast", "asyncdiff"),
     "m": ("hybrid", "guided", "forecast"),
     "tolerance": ("hybrid",),
     "estimator": ("hybrid", "guided", "forecast"),
@@ -174,6 +176,7 @@ class Config:
             stages, Sec. 4.2: guidance has no effect during the k pipelined steps), "hybrid" (steps
             are extrapolated where that is seen to do no harm), or one phase pinned by hand to the
             steps tau1 .. tau1 + k - 1: "guided" (pipelined, with guidance) or "forecast".
+            "asyncdiff" is a baseline: both branches in one batch, pipelined from tau1=1 to the end.
         lowering: how a rank's programs are made to run.
         L_slope, eps_slope, k, tau_cap: switching of the paper's mode, as in `SwitchSettings`; None
             takes the paper's constant for the kind of denoiser, scaled to the run's steps. A value
@@ -209,7 +212,7 @@ class Config:
                 f"backend={self.lowering.backend!r} compiles the programs of two ranks; pass "
                 "gpus=2, or compile the pipeline's denoiser yourself (torch.compile)."
             )
-        if self.mode in ("paper", "guided") and self.gpus != 2:
+        if self.mode in ("paper", "guided", "asyncdiff") and self.gpus != 2:
             raise ConfigError(
                 f"mode={self.mode!r} pipelines two ranks; pass gpus=2, or another mode."
             )
@@ -252,10 +255,12 @@ class Config:
             return self._controlled(steps)
         if self.mode == "paper":
             return self._paper(family, steps)
-        first, last = _ends(steps)
+        first, last = (1, 0) if self.mode == "asyncdiff" else _ends(steps)
         tau1 = min(first, steps) if self.tau1 is None else self.tau1
         k = max(0, steps - last - tau1) if self.k is None else self.k
         _check_end("tau1", tau1, k, steps, "" if self.k else "chosen for such a run: k")
+        if self.mode == "asyncdiff":
+            return replace(family, tau1=tau1, k=k, drains=False)
         default = 1 if self.mode == "guided" else 2
         return Pinned(self.mode, tau1, k, self.m or default, self.estimator or "linear")
 
@@ -263,14 +268,7 @@ class Config:
         given = "balanced" if self.tolerance is None else self.tolerance
         tolerance, m = TOLERANCES[given] if isinstance(given, str) else (given, _M)
         warm, tail = _ends(steps)
-        return Controlled(
-            tolerance=tolerance,
-            m=self.m or m,
-            warm=warm,
-            tail=tail,
-            steps=steps,
-            estimator=self.estimator or "linear",
-        )
+        return Controlled(tolerance, self.m or m, warm, tail, steps, self.estimator or "linear")
 
     def _paper(self, family: SwitchSettings, steps: int) -> SwitchSettings:
         base, given = family.scaled(steps), self.given()

@@ -31,7 +31,7 @@ class Entry:
 
     Attributes:
         key: by which the ranks know it.
-        shared: names of the inputs that both branches have in common; see `Captured`.
+        shared: names of the inputs that both branches have in common, or none; see `Captured`.
         spec: the tree around the prediction that the pipeline expects.
         programs: by phase.
     """
@@ -61,7 +61,7 @@ def capture_entry(
     Raises:
         CaptureError: it cannot be traced.
     """
-    captured = capture(denoiser, call, batched)
+    captured = capture(denoiser, call, batched, together=config.mode == "asyncdiff")
     observers = (Dump(dump),) if dump else ()
     # Compiled by stages, the ranks share the work even if no phase needs the cut.
     staged = config.lowering.backend == "inductor" and config.lowering.scope == "stage"

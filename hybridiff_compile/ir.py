@@ -15,7 +15,8 @@ class Phase(enum.IntEnum):
     """What the ranks do at one step.
 
     SERIAL: rank b runs the whole denoiser on branch b (paper Sec. 4.1; exact).
-    PIPELINED: rank n runs stage n only, on features of the previous step (paper Sec. 4.2).
+    PIPELINED: rank n runs stage n only, on features of the previous step (paper Sec. 4.2). In mode
+        "asyncdiff" of both branches in one batch, which rank 0 alone computes when SERIAL.
     GUIDED_U, GUIDED_C: rank 0 runs stage0 on that branch, rank 1 runs stage1 on the features, time
         and embeddings of the step before: one branch's exact prediction, one step late.
     FORECAST: no rank runs anything; the driver extrapolates both branches. It has no program.

@@ -48,7 +48,7 @@ class Layout:
         """Lay out tensors (fake or real) one after the other."""
         slots, offset = [], 0
         for t in tensors:
-            slots.append(Slot(offset, tuple(t.shape), _dense_stride(t), t.dtype))
+            slots.append(Slot(offset, tuple(t.shape), dense_stride(t), t.dtype))
             offset += -(-t.numel() * t.element_size() // _ALIGNMENT) * _ALIGNMENT
         return cls(tuple(slots), offset)
 
@@ -65,7 +65,7 @@ class Layout:
         return tuple(slot.view(buffer) for slot in self.slots)
 
 
-def _dense_stride(t: torch.Tensor) -> tuple[int, ...]:
+def dense_stride(t: torch.Tensor) -> tuple[int, ...]:
     """The tensor's strides if it fills its memory without gaps or overlap, else contiguous ones."""
     dims = sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n != 1)
     expected = 1

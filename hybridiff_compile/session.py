@@ -183,7 +183,7 @@ class Session:
             return False
         signature = call.signature()
         if signature not in run.guided:
-            run.guided[signature] = call.is_guided()
+            run.guided[signature] = call.is_guided(needed=self.config.mode == "asyncdiff")
         return run.guided[signature]
 
     def _num_steps(self) -> int:

@@ -15,6 +15,7 @@ from hybridiff_compile.passes.cut_stages import CutStages
 from hybridiff_compile.passes.drain_pipeline import DrainPipeline
 from hybridiff_compile.passes.guard_phase import GuardPhase
 from hybridiff_compile.passes.link_ranks import LinkRanks
+from hybridiff_compile.passes.skew_batch import SkewBatch
 from hybridiff_compile.passes.skew_stages import SkewStages
 from hybridiff_compile.passes.split_cfg import SplitCfg
 
@@ -26,6 +27,7 @@ __all__ = [
     "LinkRanks",
     "Observer",
     "Pass",
+    "SkewBatch",
     "SkewStages",
     "SplitCfg",
     "build_programs",
@@ -44,9 +46,10 @@ def build_programs(
     """Rewrite a captured step into the guarded program of each phase that the mode runs.
 
     Args:
-        captured: the step as captured, one graph.
-        mode: "paper" (serial, pipelined, drained) or "guided" (serial, and guided on either
-            branch), all composed of the same two stages; any other one is serial only.
+        captured: the step as captured, one graph; for "asyncdiff", of both branches together.
+        mode: "paper" (serial, pipelined, drained), "asyncdiff" (serial, pipelined) or "guided"
+            (serial, and guided on either branch), all composed of the same two stages; any other
+            one is serial only.
         observers: see every pass.
         staged: cut the denoiser even where no phase needs it, so that ranks compile a half each.
         device: kind that the cut is chosen for, "cpu" or "cuda"; None is that of the weights.
@@ -58,6 +61,12 @@ def build_programs(
             Phase.SERIAL: run_passes(cut, link, observers),
             Phase.PIPELINED: run_passes(cut, (SkewStages(), *link), observers),
             Phase.DRAINED: run_passes(cut, (DrainPipeline(), *link), observers),
+        }
+    if mode == "asyncdiff":
+        cut = run_passes(captured, (SplitCfg(), CutStages(device=device)), observers)
+        return {
+            Phase.SERIAL: run_passes(cut, link, observers),
+            Phase.PIPELINED: run_passes(cut, (SkewBatch(), *link), observers),
         }
     branches = BRANCHES if mode == "guided" else ()
     cut = (CutStages(keep_cut=False, device=device),) if staged or branches else ()

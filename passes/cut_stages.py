@@ -60,9 +60,12 @@ def _cut_call(
     pair: tuple[fx.GraphModule, fx.GraphModule],
     keep_cut: bool,
 ) -> None:
-    """Replace the one denoiser call of a rank's graph, in place."""
+    """Replace the one denoiser call of a rank's graph, in place; a rank may have none."""
     graph = module.graph
-    call = next(n for n in graph.nodes if n.op == "call_module" and n.target == "denoiser")
+    calls = [n for n in graph.nodes if n.op == "call_module" and n.target == "denoiser"]
+    if not calls:
+        return
+    (call,) = calls
     stage0, stage1 = pair
     given = dict(zip(_placeholders(denoiser), call.args, strict=True))
     module.add_submodule("stage0", stage0)

@@ -31,10 +31,12 @@ class GuardPhase(Pass):
 
     def __call__(self, program: StepProgram) -> StepProgram:
         ranks = range(len(program.graphs))
+        values = (n.meta.get("val") for m in program.graphs for n in m.graph.nodes)
+        example = next(v for v in values if isinstance(v, torch.Tensor))
         graphs = []
         for rank, module in enumerate(program.graphs):
             after = clone(module)
-            stamp = _stamp_input(after.graph)
+            stamp = _stamp_input(after.graph, example)
             for peer in ranks:
                 if peer != rank:
                     _exchange(after.graph, stamp, rank, peer, program.phase)
@@ -43,10 +45,9 @@ class GuardPhase(Pass):
         return replace(program, level=Level.GUARDED, graphs=tuple(graphs), contracts=contracts)
 
 
-def _stamp_input(graph: fx.Graph) -> fx.Node:
+def _stamp_input(graph: fx.Graph, example: torch.Tensor) -> fx.Node:
     """Add the placeholder `stamp` behind the inputs, before the state."""
     nodes = list(graph.nodes)
-    example = next(n.meta["val"] for n in nodes if isinstance(n.meta.get("val"), torch.Tensor))
     state = [n for n in nodes if n.op == "placeholder" and n.name == "cut"]
     behind = state or [n for n in nodes if n.op != "placeholder"]
     with graph.inserting_before(behind[0]):

@@ -41,7 +41,7 @@ class SkewStages(Pass):
 
     def __call__(self, program: StepProgram) -> StepProgram:
         first, last = (clone(g) for g in program.graphs)
-        contracts = (_keep_first_stage(first), _keep_last_stage(last))
+        contracts = (keep_first_stage(first, "eps_c"), keep_last_stage(last, "eps_c"))
         return replace(
             program,
             phase=Phase.PIPELINED,
@@ -51,32 +51,43 @@ class SkewStages(Pass):
         )
 
 
-def _call(module: fx.GraphModule, child: str) -> fx.Node:
+def call_to(module: fx.GraphModule, child: str) -> fx.Node:
+    """The one call of a child, by its name."""
     return next(n for n in module.graph.nodes if n.op == "call_module" and n.target == child)
 
 
-def _keep_first_stage(module: fx.GraphModule) -> RankContract:
-    """Rank 0: the peer's prediction takes the place of stage1's, the cut goes to the peer."""
+def keep_first_stage(module: fx.GraphModule, name: str) -> RankContract:
+    """Rank 0: the peer's prediction takes the place of stage1's, the cut goes to the peer.
+
+    Args:
+        module: calls both stages and returns the packed `cut`; edited in place.
+        name: of the placeholder that stands for the peer's prediction.
+    """
     graph = module.graph
-    stage1 = _call(module, "stage1")
-    eps_c = next(n for n in graph.nodes if n.op == "placeholder" and n.name == "eps_c")
-    stage1.replace_all_uses_with(eps_c)
+    stage1 = call_to(module, "stage1")
+    eps = next(n for n in graph.nodes if n.op == "placeholder" and n.name == name)
+    stage1.replace_all_uses_with(eps)
     returned = returned_values(graph)
     graph.erase_node(stage1)
     cut = returned.pop("cut")
     output_node(graph).args = ({**returned, "cut_next": cut},)
     return RankContract(
-        inputs=_drop_unread(graph, keep=("eps_c",)),
-        imports=(("eps_c", 1),),
+        inputs=_drop_unread(graph, keep=(name,)),
+        imports=((name, 1),),
         results=("prediction",),
         exports=(("cut_next", 1),),
     )
 
 
-def _keep_last_stage(module: fx.GraphModule) -> RankContract:
-    """Rank 1: the kept cut takes the place of stage0's, the peer's new cut is kept next."""
+def keep_last_stage(module: fx.GraphModule, name: str) -> RankContract:
+    """Rank 1: the kept cut takes the place of stage0's, the peer's new cut is kept next.
+
+    Args:
+        module: calls both stages and returns the prediction; edited in place.
+        name: of that returned value.
+    """
     graph = module.graph
-    stage0 = _call(module, "stage0")
+    stage0 = call_to(module, "stage0")
     layout = Layout.of(stage0.meta["val"])
     module.add_submodule("unpack", UnpackCut(layout))
     with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
@@ -92,7 +103,7 @@ def _keep_last_stage(module: fx.GraphModule) -> RankContract:
         state=("cut",),
         imports=(("cut_next", 0),),
         new_state=("cut",),
-        exports=(("eps_c", 0),),
+        exports=((name, 0),),
     )
 
 

@@ -18,7 +18,8 @@ class SplitCfg(Pass):
     Contract: `step(sample, e_u, e_c) -> prediction` becomes
         `rank0(sample, e_u, eps_c from 1) -> prediction` and `rank1(sample, e_c) -> eps_c to 0`.
     Exact: every node computes what it computed before. Which rank a node belongs to is its
-    `meta["branch"]`; a node without one belongs to rank 0, where the pipeline lives.
+    `meta["branch"]`; a node without one belongs to rank 0, where the pipeline lives. So a step that
+    was captured with its branches together is rank 0's, and rank 1 has nothing to do.
     """
 
     name: ClassVar = "split-cfg"

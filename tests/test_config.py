@@ -108,7 +108,7 @@ def test_a_backend_that_optimize_refuses_is_not_offered():
         ({"mode": "paper", "eps_slope": 0.0}, "eps_slope=0.0 must be above 0"),
         ({"mode": "paper", "eps_slope": "fine"}, "eps_slope='fine' must be above 0"),
         ({"mode": "paper", "eps_slope": float("nan")}, "eps_slope=nan must be above 0"),
-        ({"k": 5}, "k=5 is for mode paper or guided or forecast; drop it or change mode"),
+        ({"k": 5}, "k=5 is for mode paper or guided or forecast or asyncdiff; drop it or ch"),
         ({"eps_slope": 0.1, "mode": "guided"}, "eps_slope=0.1 is for mode paper; drop it"),
         ({"mode": "paper", "m": 2}, "m=2 is for mode hybrid or guided or forecast"),
         ({"mode": "forecast", "tolerance": 0.1}, "tolerance=0.1 is for mode hybrid; drop it"),
@@ -118,6 +118,12 @@ def test_a_backend_that_optimize_refuses_is_not_offered():
         ({"mode": "hybrid", "estimator": "cubic"}, "estimator='cubic' is unknown; choose one of h"),
         ({"mode": "hybrid", "m": 1}, "m=1 extrapolates nothing in mode 'hybrid'; pass 2 or more"),
         ({"mode": "guided", "gpus": 1}, "mode='guided' pipelines two ranks; pass gpus=2"),
+        ({"mode": "asyncdiff", "gpus": 1}, "mode='asyncdiff' pipelines two ranks; pass gpus=2"),
+        ({"mode": "asyncdiff", "m": 2}, "m=2 is for mode hybrid or guided or forecast; drop it"),
+        ({"mode": "asyncdiff", "tau_cap": 9}, "tau_cap=9 is for mode paper; drop it"),
+        ({"mode": "asyncdiff", "tolerance": 1.0}, "tolerance=1.0 is for mode hybrid; drop it"),
+        ({"mode": "asyncdiff", "estimator": "hold"}, "estimator='hold' is for mode hybrid or gui"),
+        ({"mode": "asyncdiff", "k": 0}, "k=0 must be a whole number of steps, at least 1"),
     ],
 )
 def test_bad_setting_is_refused_with_its_value_and_what_to_do(settings, message):
@@ -147,6 +153,22 @@ def test_pinned_phases_scale_with_the_steps_unless_given():
     assert (pinned(20, tau1=5, k=7).tau1, pinned(20, tau1=5, k=7).k) == (5, 7)
     with pytest.raises(ConfigError, match="tau1=15 and k=16 end at step 31"):
         pinned(20, tau1=15, k=16)
+
+
+def test_asyncdiff_pipelines_every_step_after_the_first_unless_told():
+    def settings(steps: int, **given: Any) -> tuple[int | None, int, bool]:
+        found = Config(mode="asyncdiff", **given).switching(UNET_SWITCHING, steps)
+        assert isinstance(found, SwitchSettings)
+        return found.tau1, found.k, found.drains
+
+    assert settings(50) == (1, 49, False)
+    assert settings(1) == (1, 0, False)
+    assert settings(20, tau1=5) == (5, 15, False)
+    assert settings(20, tau1=5, k=7) == (5, 7, False)
+    with pytest.raises(ConfigError, match=r"tau1=5 and k=16 end at step 21, .* 20 steps; set"):
+        settings(20, tau1=5, k=16)
+    with pytest.raises(ConfigError, match=r"tau1=30 and k=0 .* end at step 30"):
+        settings(20, tau1=30)
 
 
 def test_hybrid_takes_a_tolerance_by_name_or_number():

@@ -98,14 +98,20 @@ def run(denoiser: nn.Module, call: DenoiserCall) -> torch.Tensor:
     return out
 
 
-def capture_of(denoiser: nn.Module, call: DenoiserCall) -> Captured:
-    return capture(denoiser, call, lambda: (run(denoiser, call),))
+def capture_of(denoiser: nn.Module, call: DenoiserCall, together: bool = False) -> Captured:
+    return capture(denoiser, call, lambda: (run(denoiser, call),), together=together)
 
 
 @functools.cache
 def captured() -> Captured:
     """The Toy's step, captured once; programs are never edited, so tests share it."""
     return capture_of(seeded(Toy), call_of())
+
+
+@functools.cache
+def together() -> Captured:
+    """The Toy's step with both branches in one call."""
+    return capture_of(seeded(Toy), call_of(), together=True)
 
 
 def split() -> StepProgram:

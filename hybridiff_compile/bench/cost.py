@@ -12,9 +12,12 @@ FORWARDS = {Phase.SERIAL: 1.0, Phase.FORECAST: 0.0} | dict.fromkeys(
 )
 
 
-def forwards(phases: Iterable[Phase]) -> float:
-    """Forwards of batch B that each of two ranks runs for a picture, by the phase of each step."""
-    return sum(FORWARDS[phase] for phase in phases)
+def forwards(phases: Iterable[Phase], mode: str = "exact") -> float:
+    """Forwards of batch B that each of two ranks runs for a picture, by the phase of each step.
+
+    In mode "asyncdiff" each is one of 2B, and in a serial step it is rank 0 alone that runs it.
+    """
+    return (2 if mode == "asyncdiff" else 1) * sum(FORWARDS[phase] for phase in phases)
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:

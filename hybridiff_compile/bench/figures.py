@@ -62,7 +62,8 @@ class Row(_Record):
         estimator: how steps were extrapolated.
         steps_by_phase: number of steps that lie in each phase.
         forwards_per_rank: of batch B, for one picture on two ranks, mean over pictures: 1 a serial
-            step, 1/2 a pipelined one, 0 an extrapolated one, whatever the ranks of this row.
+            step, 1/2 a pipelined one, 0 an extrapolated one, whatever the ranks of this row; of
+            `asyncdiff`, which runs both branches in one batch, twice that.
         seconds, seconds_p90: one picture, median and 90th percentile of `runs` after warm-up.
         speedup: seconds of `one-device` in the same run / seconds.
         step_ms_by_phase: median, driver's clock.

@@ -14,7 +14,7 @@ from hybridiff_compile.errors import ConfigError
 
 #: What a sweep compares unless it is told.
 COMPARED: tuple[config.Mode, ...] = ("paper", "guided", "forecast", "hybrid")
-MODES: tuple[config.Mode, ...] = ("exact", *COMPARED)
+MODES: tuple[config.Mode, ...] = ("exact", *COMPARED, "asyncdiff")
 #: The settings that each of them takes.
 _TAKES: dict[str, tuple[str, ...]] = {
     "exact": (),
@@ -22,6 +22,7 @@ _TAKES: dict[str, tuple[str, ...]] = {
     "guided": ("tau1", "k", "m", "estimator"),
     "forecast": ("tau1", "k", "m", "estimator"),
     "hybrid": ("m", "tolerance", "estimator"),
+    "asyncdiff": ("tau1", "k"),
 }
 
 

@@ -192,7 +192,7 @@ def _measure(
             point = asked_for.resolved(paper)
             made = make(point.mode, point.settings())
             found = {"ranks": point.gpus, **point.used(setting.family, setting.steps), **what}
-            found |= _beside(made, reference)
+            found |= _beside(point.mode, made, reference)
             row = summary.row(point.mode, made, reference, judge=judged, **found)
             paper = row if point.mode == "paper" else paper
             yield row
@@ -201,8 +201,8 @@ def _measure(
     progress.update(task, description=setting.name)
 
 
-def _beside(made: Sequence[Made], reference: Sequence[Made]) -> dict[str, Any]:
+def _beside(mode: str, made: Sequence[Made], reference: Sequence[Made]) -> dict[str, Any]:
     """What a sweep's rows tell besides: the cost, and a figure that needs another package."""
     pictures, wanted = (np.concatenate([m.pictures for m in of]) for of in (made, reference))
-    cost = fmean(forwards(summary.phases(m)) for m in made)
+    cost = fmean(forwards(summary.phases(m), mode) for m in made)
     return {"forwards_per_rank": cost, "ssim": ssim(pictures, wanted)}

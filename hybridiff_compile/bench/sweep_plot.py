@@ -23,6 +23,7 @@ COLOURS = {
     "guided": "#3b6fb6",
     "forecast": "#2a9d74",
     "hybrid": "#a23b8f",
+    "asyncdiff": "#8a6d3b",
 }
 _WIDTH, _HEIGHT = 5.6, 4.4  # of a panel with its margins, inches
 _LEFT, _RIGHT, _BOTTOM, _TOP, _LEGEND = 0.75, 0.25, 0.7, 0.55, 0.5  # inches

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from hybridiff_compile.errors import CaptureError
+from hybridiff_compile.errors import CaptureError, ConfigError
 from hybridiff_compile.ir import BRANCHES
+from hybridiff_compile.layout import dense_stride
 
 #: What a capture is good for: every tensor's shape, strides, dtype and device, every constant.
 Signature = tuple[Any, ...]
@@ -22,7 +23,7 @@ class DenoiserCall:
 
     Attributes:
         names: readable name of each leaf, such as `added_cond_kwargs_time_ids`.
-        leaves: tensors and constants, in the order of `names`.
+        leaves: tensors and constants, in the order of `names`; tensors fill their memory.
         spec: the tree that rebuilds (args, kwargs).
     """
 
@@ -42,7 +43,7 @@ class DenoiserCall:
         paths, spec = pytree.tree_flatten_with_path(named)
         # The first path entry tells positional from keyword arguments; it is not part of the name.
         names = tuple("_".join(str(_key(k)) for k in path[1:]) for path, _ in paths)
-        return cls(names, tuple(leaf for _, leaf in paths), spec)
+        return cls(names, tuple(_as_received(leaf) for _, leaf in paths), spec)
 
     @property
     def arguments(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -64,13 +65,25 @@ class DenoiserCall:
 
         return (self.names, tuple(of(leaf) for leaf in self.leaves), str(self.spec))
 
-    def is_guided(self) -> bool:
-        """Whether both halves of the noisy picture are bit-equal: `[uncond, cond]` in one batch."""
+    def is_guided(self, needed: bool = False) -> bool:
+        """Whether both halves of the noisy picture are bit-equal: `[uncond, cond]` in one batch.
+
+        Args:
+            needed: by mode "asyncdiff", which has no other way to run a pipeline that guides.
+
+        Raises:
+            ConfigError: it is needed, and is not so.
+        """
         noisy = next(iter(self.tensors().values()), None)
-        if noisy is None or noisy.dim() == 0 or noisy.shape[0] % len(BRANCHES):
-            return False
-        first, second = noisy.chunk(len(BRANCHES))
-        return torch.equal(first, second)
+        halves = () if noisy is None or noisy.dim() == 0 else noisy.chunk(len(BRANCHES))
+        same = len(halves) == len(BRANCHES) and torch.equal(*halves)
+        if needed and not same:
+            shape = None if noisy is None else tuple(noisy.shape)
+            raise ConfigError(
+                f"mode='asyncdiff' runs both branches in one batch, and this pipeline's call of "
+                f"shape {shape} is no [uncond, cond] batch; use mode='exact' for it."
+            )
+        return same
 
     def branch(self, index: int) -> DenoiserCall:
         """The call of one branch: every tensor whose dim 0 is the doubled batch is sliced by B."""
@@ -89,13 +102,25 @@ class DenoiserCall:
 
         Args:
             shared: names that both branches have in common; of the others each has its own,
-                `<name>_u` and `<name>_c`.
+                `<name>_u` and `<name>_c`. Empty: the program takes the tensors of the whole batch.
         """
+        if not shared:
+            return self.tensors()
         values = {}
         for index, branch in enumerate(BRANCHES):
             for name, tensor in self.branch(index).tensors().items():
                 values[name if name in shared else f"{name}_{branch}"] = tensor
         return values
+
+
+def _as_received(leaf: Any) -> Any:
+    """Copy a tensor of gaps or overlaps, such as an expanded time: another rank gets a dense one.
+
+    Both ranks then trace, compile and run for the same strides.
+    """
+    if isinstance(leaf, torch.Tensor) and dense_stride(leaf) != leaf.stride():
+        return leaf.contiguous()
+    return leaf
 
 
 def _key(entry: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Export the denoiser once, at branch batch, and build the step program around it."""
+"""Export the denoiser once, at the batch of one branch or of both, as one step program."""
 
 from __future__ import annotations
 
@@ -19,16 +19,9 @@ from torch.fx import graph_module
 from torch.utils import _pytree as pytree
 
 from hybridiff_compile.capture.call import DenoiserCall, only_tensor
+from hybridiff_compile.capture.step import prediction_of, shared_names, step_program
 from hybridiff_compile.errors import CaptureError
-from hybridiff_compile.ir import (
-    BRANCHES,
-    Level,
-    Parent,
-    Phase,
-    RankContract,
-    StepProgram,
-    output_node,
-)
+from hybridiff_compile.ir import Parent, StepProgram
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +41,11 @@ class Captured:
     """A captured step.
 
     Attributes:
-        program: one graph `(sample, e_u..., e_c...) -> prediction[2B, ...]`.
+        program: one graph `(sample, e_u..., e_c...) -> prediction[2B, ...]`; captured together,
+            `(sample, e...) -> prediction`, all at the batch 2B.
         shared: names of the tensor arguments that both branches have in common (the noisy picture
             and what is not batched); of every other one each branch has its own, `<name>_u` and
-            `<name>_c`.
+            `<name>_c`. Empty where they were captured together.
         spec: the tree around the prediction that the pipeline expects.
     """
 
@@ -60,7 +54,13 @@ class Captured:
     spec: pytree.TreeSpec
 
 
-def capture(denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any] | None) -> Captured:
+def capture(
+    denoiser: nn.Module,
+    call: DenoiserCall,
+    batched: Callable[[], Any] | None,
+    *,
+    together: bool = False,
+) -> Captured:
     """Trace a denoiser from a pipeline's own call.
 
     Args:
@@ -68,46 +68,44 @@ def capture(denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any] 
         call: a guided call, `[uncond, cond]` in one batch of 2B.
         batched: runs the call as the pipeline made it, for the comparison with the branches; None
             compares nothing, for weights and values that are FakeTensors or not of interest.
+        together: trace one call of both branches, for programs that do not take them apart.
 
     Raises:
         CaptureError: it cannot be exported, or its branches do not add up to the batched call.
     """
     name = type(denoiser).__name__
     if batched is None:
-        program = _step_program(_export(denoiser, call.branch(0)), call)
-        return Captured(program, _shared(call), pytree.tree_structure(None))
-    expected, spec = only_tensor(batched(), name)
-    traced = _export(denoiser, call.branch(0))
-    captured = Captured(_step_program(traced, call), _shared(call), spec)
+        spec, expected = pytree.tree_structure(None), None
+    else:
+        expected, spec = only_tensor(batched(), name)
+    traced = _export(denoiser, call if together else call.branch(0))
+    shared = () if together else shared_names(call)
+    captured = Captured(step_program(traced, shared), shared, spec)
+    if expected is None:
+        return captured
     (step,) = captured.program.graphs
+    values = call.inputs(shared)
     with torch.no_grad():
-        result = step(*(v for v in _ordered(captured, call)))["prediction"]
+        result = step(*(values[n] for n in captured.program.contracts[0].inputs))["prediction"]
     if result.shape != expected.shape:
-        raise _mismatch(name, f"shapes {tuple(result.shape)} and {tuple(expected.shape)}")
+        shapes = f"shapes {tuple(result.shape)} and {tuple(expected.shape)}"
+        raise _mismatch(name, shapes, together)
     error = ((result - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
     if not error <= _TOLERANCE.get(expected.dtype, 1e-3):
-        raise _mismatch(name, f"a relative difference of {error:.2e}")
+        raise _mismatch(name, f"a relative difference of {error:.2e}", together)
     return captured
 
 
-def _ordered(captured: Captured, call: DenoiserCall) -> list[torch.Tensor]:
-    values = call.inputs(captured.shared)
-    return [values[name] for name in captured.program.contracts[0].inputs]
-
-
-def _mismatch(name: str, what: str) -> CaptureError:
+def _mismatch(name: str, what: str, together: bool) -> CaptureError:
+    if together:
+        return CaptureError(
+            f"the exported {name} gives {what} to its own call: it computes another thing each "
+            "time, or something that is no number. Use gpus=1 for this pipeline."
+        )
     return CaptureError(
         f"the branches of {name}, computed apart, give {what} to its batched call: the batch is "
         "not [uncond, cond], or its rows depend on each other. Use gpus=1 for this pipeline."
     )
-
-
-def _shared(call: DenoiserCall) -> tuple[str, ...]:
-    tensors = call.tensors()
-    noisy = next(iter(tensors))
-    doubled = tensors[noisy].shape[0]
-    unbatched = [n for n, t in tensors.items() if t.dim() == 0 or t.shape[0] != doubled]
-    return (noisy, *(n for n in unbatched if n != noisy))
 
 
 def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
@@ -144,7 +142,7 @@ def _unlift(exported: torch.export.ExportedProgram, call: DenoiserCall) -> fx.Gr
             name, leaf = next(given)
             env[node] = graph.placeholder(name if isinstance(leaf, torch.Tensor) else node.name)
         elif node.op == "output":
-            graph.output(env[_prediction(exported.graph)])
+            graph.output(env[prediction_of(exported.graph)])
             break
         else:
             if node.op in ("get_attr", "call_module"):
@@ -239,11 +237,6 @@ def _drop_idle(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _prediction(graph: fx.Graph) -> fx.Node:
-    """The node of the one value that an exported graph returns."""
-    return pytree.tree_leaves(output_node(graph).args[0])[0]
-
-
 def _explain(denoiser: nn.Module, error: Exception) -> str:
     """Say which line of the model stopped the export, and what to do."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -257,45 +250,4 @@ def _explain(denoiser: nn.Module, error: Exception) -> str:
         f"{type(denoiser).__name__} cannot be exported{where}: {type(error).__name__}: "
         f"{' '.join(lines[:2])[:400]} - make that line free of decisions on tensor values, "
         "or use gpus=1, which needs no export."
-    )
-
-
-def _step_program(denoiser: fx.GraphModule, call: DenoiserCall) -> StepProgram:
-    """Write the small graph: one denoiser call a branch, then the batch the pipeline expects."""
-    shared = _shared(call)
-    values = {n.target: n.meta["val"] for n in denoiser.graph.nodes if n.op == "placeholder"}
-    graph = fx.Graph()
-    inputs: dict[str, fx.Node] = {}
-
-    def placeholder(name: str, value: torch.Tensor) -> fx.Node:
-        if name not in inputs:
-            inputs[name] = graph.placeholder(name)
-            inputs[name].meta = {"val": value}
-        return inputs[name]
-
-    args = {
-        branch: tuple(
-            placeholder(name if name in shared else f"{name}_{branch}", value)
-            for name, value in values.items()
-        )
-        for branch in BRANCHES
-    }
-    eps = []
-    for branch in BRANCHES:
-        node = graph.create_node("call_module", "denoiser", args[branch], name=f"eps_{branch}")
-        node.meta = {"val": _prediction(denoiser.graph).meta["val"], "branch": branch}
-        eps.append(node)
-    prediction = graph.call_function(torch.cat, (eps,))
-    both = eps[0].meta["val"]
-    prediction.meta = {"val": both.new_empty((len(eps) * both.shape[0], *both.shape[1:]))}
-    graph.output({"prediction": prediction})
-    root = nn.Module()
-    root.add_module("denoiser", denoiser)
-    parameters = {str(n.target) for n in denoiser.graph.nodes if n.op == "get_attr"}
-    return StepProgram(
-        phase=Phase.SERIAL,
-        level=Level.CAPTURED,
-        graphs=(Parent(root, graph, class_name="Step"),),
-        contracts=(RankContract(inputs=tuple(inputs), results=("prediction",)),),
-        parameters=frozenset(parameters),
     )

@@ -29,8 +29,6 @@ def phases(mode: Mode, family: SwitchSettings, steps: int, k: int | None = None)
     Raises:
         ConfigError: the switched steps would not end within the run.
     """
-    if mode == "asyncdiff":  # after one step of warm-up, to the end
-        return [Phase.SERIAL] + [Phase.PIPELINED] * (steps - 1)
     chosen: Any = mode
     settings = Config(mode=chosen, k=k).switching(family, steps)
     if isinstance(settings, Controlled):

@@ -110,7 +110,7 @@ class Run:
                     "model.verify(prompt) tells what that does to a picture"
                 )
 
-        is_blind = mode in ("paper", "guided", "forecast") and scheduler is not None
+        is_blind = mode in ("paper", "guided", "forecast", "asyncdiff") and scheduler is not None
         with sampler.watched(scheduler, tell) if is_blind else nullcontext():
             yield
         if isinstance(self.settings, Controlled) and not any(

@@ -54,11 +54,12 @@ def find_tau1(discrepancies: Sequence[float], settings: SwitchSettings) -> int |
 def phase_of(step: int, tau1: int | None, settings: SwitchSettings | None) -> Phase:
     """PIPELINED for tau1 <= step < tau2 = tau1 + k (Eq. 3), SERIAL before and after.
 
-    The last one is DRAINED.
+    The last one is DRAINED where the settings say so.
     """
     if settings is None or tau1 is None or not tau1 <= step < tau1 + settings.k:
         return Phase.SERIAL
-    return Phase.DRAINED if step == tau1 + settings.k - 1 else Phase.PIPELINED
+    is_last = step == tau1 + settings.k - 1
+    return Phase.DRAINED if is_last and settings.drains else Phase.PIPELINED
 
 
 def pinned_phase(step: int, settings: Pinned) -> Phase:

@@ -25,6 +25,10 @@ def test_forwards_of_known_schedules(phases, cost):
     assert forwards(phases) == cost
 
 
+def test_asyncdiff_runs_both_branches_in_every_forward():
+    assert forwards([S] + [P] * 49, "asyncdiff") == 2 * (1 + 49 * 0.5)
+
+
 def test_the_frontier_leaves_out_what_another_point_beats():
     points = [(1.0, 100.0), (1.6, 45.0), (1.6, 58.0), (2.5, 46.0), (2.0, 40.0), (1.05, 40.0)]
     assert frontier(points) == [3, 2, 0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybridiff_compile.capture.call import DenoiserCall, only_tensor
-from hybridiff_compile.errors import CaptureError
+from hybridiff_compile.errors import CaptureError, ConfigError
 from tests import toy
 
 
@@ -79,6 +79,30 @@ def test_batch_of_one_picture_is_sliced_into_single_rows():
 )
 def test_guided_when_both_halves_of_the_noisy_picture_are_bit_equal(sample, expected):
     assert of(sample, torch.tensor(1.0)).is_guided() is expected
+
+
+def test_what_is_no_batch_of_both_branches_is_refused_where_one_is_needed():
+    assert of(doubled(1, 4)).is_guided(needed=True)
+    with pytest.raises(ConfigError, match=r"shape \(2, 4\) is no \[uncond, cond\] batch; use mode"):
+        of(torch.randn(2, 4)).is_guided(needed=True)
+
+
+def test_inputs_are_the_whole_batch_where_no_branch_has_its_own():
+    call = toy.call_of()
+    found = call.inputs(())
+    assert list(found) == list(call.tensors())
+    assert all(found[name] is value for name, value in call.tensors().items())
+
+
+def test_tensors_with_overlaps_or_gaps_are_made_dense_and_others_left_alone():
+    expanded, gaps = torch.tensor(3.0).expand(4), torch.ones(2, 8)[:, ::2]
+    dense = doubled(2, 4, 3, 3).to(memory_format=torch.channels_last)
+    call = of(dense, expanded, text=gaps)
+    found = call.tensors()
+    assert found["sample"] is dense
+    assert (found["timestep"].stride(), found["text"].stride()) == ((1,), (4, 1))
+    assert torch.equal(found["timestep"], expanded)
+    assert torch.equal(found["text"], gaps)
 
 
 def test_call_without_tensors_is_not_guided():

@@ -211,6 +211,24 @@ def test_denoiser_whose_rows_depend_on_each_other_is_refused():
         capture(denoiser, call, lambda: denoiser(*call.arguments[0].values()))
 
 
+def test_branches_that_stay_together_may_depend_on_each_other():
+    class Normalized(nn.Module):
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            return sample - sample.cumsum(0)
+
+    sample = torch.randn(1, 4)
+    denoiser = Normalized()
+    call = DenoiserCall.of(("sample",), (torch.cat([sample, sample]),), {})
+    batch = call.tensors()["sample"]
+    captured = capture(denoiser, call, lambda: denoiser(batch), together=True)
+    assert (captured.shared, captured.program.contracts[0].inputs) == ((), ("sample",))
+    (sample,) = [n for n in denoiser_of(captured).graph.nodes if n.op == "placeholder"]
+    assert sample.meta["val"].shape == (2, 4)
+    assert torch.equal(captured.program.graphs[0](batch)["prediction"], denoiser(batch))
+    with pytest.raises(CaptureError, match="the exported Normalized gives a relative difference"):
+        capture(denoiser, call, lambda: denoiser(batch) + 1, together=True)
+
+
 def test_prediction_of_another_shape_than_the_batched_one_is_refused():
     class Sums(nn.Module):
         def forward(self, sample: torch.Tensor) -> torch.Tensor:

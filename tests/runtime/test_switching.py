@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,6 +99,11 @@ def test_forced_tau1_is_not_looked_for():
 def test_pipelined_steps_are_tau1_to_tau2_less_one():
     assert letters([phase_of(i, 4, settings(k=3)) for i in range(9)]) == "SSSSPPDSS"
     assert letters([phase_of(i, 4, settings(k=1)) for i in range(6)]) == "SSSSDS"
+
+
+def test_last_pipelined_step_is_drained_only_where_the_mode_drains():
+    kept = replace(settings(k=3), drains=False)
+    assert letters([phase_of(i, 4, kept) for i in range(9)]) == "SSSSPPPSS"
 
 
 def test_serial_without_switching_or_decision():
