@@ -178,8 +178,9 @@ def _run(
     mode: Mode, programs: Mapping[str, traffic.Programs], subject: Subject, t: Times, k: int | None
 ) -> RunPlan:
     phases = schedules.phases(mode, subject.family, subject.steps, k if mode == "paper" else None)
-    sent = None
-    if mode != "asyncdiff":
+    if mode == "asyncdiff":  # of programs that are traced at the batch of both branches
+        sent = traffic.batched_bytes(programs["paper"], phases)
+    else:
         own = programs[_PROGRAMS.get(mode, mode)]
         sent = traffic.picture_bytes(own, phases, subject.changing)
     return runs.run(mode, phases, t, sent)

@@ -25,7 +25,7 @@ class RunPlan:
         step_seconds: of a step in each of those phases.
         seconds: of all steps; encoders, scheduler and VAE are not in it.
         speedup: over one device.
-        sent: bytes, tensors and headers; None where no programs were at hand to read it off.
+        sent: bytes, tensors and headers; of asyncdiff tensors only, within a few percent.
         limited_by: what the steps that take most of the time wait for.
     """
 
@@ -34,7 +34,7 @@ class RunPlan:
     step_seconds: Mapping[Phase, float]
     seconds: float
     speedup: float
-    sent: int | None
+    sent: int
     limited_by: str
 
 
@@ -49,7 +49,7 @@ def step_seconds(mode: Mode, phase: Phase, t: steps.Times) -> float:
     return steps.serial(t) if phase is Phase.SERIAL else steps.pipelined(t)
 
 
-def run(mode: Mode, phases: Sequence[Phase], t: steps.Times, sent: int | None) -> RunPlan:
+def run(mode: Mode, phases: Sequence[Phase], t: steps.Times, sent: int) -> RunPlan:
     """Add up a run, against one device that does as many steps."""
     each = {phase: step_seconds(mode, phase, t) for phase in dict.fromkeys(phases)}
     counts = Counter(phases)

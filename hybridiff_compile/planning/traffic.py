@@ -97,6 +97,18 @@ def picture_bytes(
     return total
 
 
+def batched_bytes(programs: Programs, phases: Sequence[Phase]) -> int:
+    """About what a run sends that pipelines both branches in one batch: its tensors, no headers.
+
+    Args:
+        programs: of the paper's mode, which are of one branch.
+        phases: of the steps.
+    """
+    cut, prediction = cut_bytes(programs), link_bytes(programs[Phase.SERIAL], 1)
+    count = sum(phase is Phase.PIPELINED for phase in phases)
+    return 2 * ((count + 1) * cut + count * prediction)  # the first cut fills the pipeline
+
+
 def _layout(program: StepProgram, names: Collection[str]) -> Layout:
     taken = (n for n in program.graphs[1].graph.nodes if n.op == "placeholder")
     values = {n.name: n.meta["val"] for n in taken}

@@ -8,7 +8,7 @@ import hybridiff_compile
 from hybridiff_compile.bench import models
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.passes import build_programs
-from hybridiff_compile.planning import traffic
+from hybridiff_compile.planning import schedules, traffic
 from hybridiff_compile.planning.subject import first_call, of_call
 from tests import pipelines, toy
 
@@ -43,6 +43,22 @@ def test_a_run_sends_that_many_bytes(name: str, mode: Any, how: dict[str, Any]) 
     # The planner's own programs are those that ran, so it need not run anything to know.
     own = build_programs(subject.captured.program, mode)
     assert traffic.picture_bytes(own, phases, subject.changing, entry.key) == found
+
+
+def test_a_run_of_both_branches_in_a_batch_sends_about_as_many() -> None:
+    name, steps = "sdxl-small", 9
+    call = {**models.call_settings(name), "num_inference_steps": steps}
+    pipe: Any = models.load(name)
+    pipe.set_progress_bar_config(disable=True)
+    with hybridiff_compile.optimize(pipe, mode="asyncdiff") as model:
+        model(pipelines.PROMPT, output_type="latent", **call)
+        report = model.report
+    again = models.load(name)
+    subject = of_call(again, first_call(again, call), steps, name)
+    own = build_programs(subject.captured.program, "paper")
+    planned = schedules.phases("asyncdiff", subject.family, steps)
+    assert [step.phase for step in report.steps] == planned
+    assert traffic.batched_bytes(own, planned) == pytest.approx(report.bytes_sent, rel=0.05)
 
 
 CHANGING = ("sample", "timestep")
