@@ -16,8 +16,9 @@ WIDTH = 142
 FOOTNOTE = (
     "Steps: those that lie in each phase, of the picture with the median cost. Cost: forwards of "
     "one branch that each of two ranks runs for a picture (a serial step 1, a pipelined one 1/2, "
-    "an extrapolated one 0), mean over pictures; speed-up by cost: against exact, which runs one "
-    "at every step, if messages cost nothing. Picture: measured seconds, by as many processes "
+    "an extrapolated one 0; of asyncdiff, which runs both branches in one batch, twice that), mean "
+    "over pictures; speed-up by cost: against exact, which runs one at every step, if messages "
+    "cost nothing. Picture: measured seconds, by as many processes "
     "as `ranks` says; extrapolating on one gives what it gives on two, but for rounding. PSNR "
     "and error are against one-device-apart, same prompts and seeds."
 )
