@@ -39,7 +39,12 @@ def test_sentences_say_the_ceiling_and_what_holds_it_back(plan: Plan) -> None:
 
 
 def test_what_does_not_fit_or_cannot_run_yet_is_said(plan: Plan) -> None:
-    video = replace(plan, memory=(1, 30 * 10**9, 1), subject=replace(plan.subject, batched=False))
+    video = replace(
+        plan,
+        device="rtx3090",
+        memory=(1, 30 * 10**9, 1),
+        subject=replace(plan.subject, batched=False),
+    )
     said = "\n".join(report.sentences(video))
     assert "It does not fit: 30.0 GB of weights and activations, and rtx3090 has 24 GB" in said
     assert "calls its denoiser twice a step" in said

@@ -46,7 +46,7 @@ def test_a_run_adds_up_its_steps():
 
 
 def test_asyncdiff_warms_up_as_one_device():
-    run = runs.run("asyncdiff", [Phase.SERIAL, Phase.PIPELINED], T, None)
+    run = runs.run("asyncdiff", [Phase.SERIAL, Phase.PIPELINED], T, 0)
     assert run.seconds == pytest.approx(T.both + steps.asyncdiff(T))
 
 
