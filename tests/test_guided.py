@@ -145,7 +145,7 @@ def test_last_steps_are_computed_where_a_callback_switches_guidance_off_before_t
     assert phases.endswith("SSSS")
 
 
-@pytest.mark.parametrize(("mode", "gpus"), [("paper", 2), ("forecast", 1)])
+@pytest.mark.parametrize(("mode", "gpus"), [("paper", 2), ("asyncdiff", 2), ("forecast", 1)])
 def test_a_sampler_that_draws_noise_is_told_of_where_it_does_harm(mode, gpus, caplog):
     pipe = pipelines.load("tiny-sdxl")
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
