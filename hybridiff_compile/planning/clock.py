@@ -15,7 +15,14 @@ WARM_UP = 3
 def medians(
     runs: Sequence[Callable[[], Any]], device: torch.device, rounds: int = 5
 ) -> list[float]:
-    """Median seconds of each call, after three warm-up calls of each.
+    """Median seconds of each call; see `samples`."""
+    return [median(taken) for taken in samples(runs, device, rounds)]
+
+
+def samples(
+    runs: Sequence[Callable[[], Any]], device: torch.device, rounds: int
+) -> list[list[float]]:
+    """Seconds of each call in each round, after some that warm up.
 
     Calls take turns, so that a machine which slows down slows all of them alike. On a GPU a call
     is clocked between events, without waiting in between: where launching kernels takes longer than
@@ -31,7 +38,7 @@ def medians(
             run()
             marks.append((begin, _mark(device)))
     synchronize(device)
-    return [median(_between(*pair) for pair in marks) for marks in taken]
+    return [[_between(*pair) for pair in marks] for marks in taken]
 
 
 def synchronize(device: torch.device) -> None:
