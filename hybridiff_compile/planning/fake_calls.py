@@ -72,6 +72,10 @@ def denoiser_and_call(architecture: Architecture, batch: int = 1) -> tuple[nn.Mo
     """Make a denoiser and its pipeline's call, of FakeTensors; arguments as for `traced`."""
     kind = getattr(diffusers, architecture.config["_class_name"])
     shape = {k: v for k, v in architecture.config.items() if not k.startswith("_")}
+    if "sample_frames" in shape:  # CogVideoX: its table of positions is made for one size
+        height, width = architecture.height // 8, architecture.width // 8
+        shape |= {"sample_height": height, "sample_width": width}
+        shape |= {"sample_frames": architecture.frames}
     before = torch.get_default_dtype()
     # Tables of positions are made by numpy, so some tensors are real.
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -15,6 +15,7 @@ from hybridiff_compile.planning import alone, architectures, devices, link_probe
 from hybridiff_compile.planning.architectures import Architecture
 from hybridiff_compile.planning.predict import Plan, of_subject
 from hybridiff_compile.planning.subject import first_call, of_architecture, of_call
+from hybridiff_compile.runtime import memory
 
 
 def plan(
@@ -68,23 +69,24 @@ def plan(
     if isinstance(pipe, str) and pipe in models.NAMES:
         call = {**models.call_settings(pipe), **call}
         pipe = models.load(pipe)
-    if isinstance(pipe, str | Mapping | Path):
-        found = _architecture(pipe, size)
+    with memory.lightly_collected():
+        if isinstance(pipe, str | Mapping | Path):
+            found = _architecture(pipe, size)
+            if on is None or over is None:
+                raise ConfigError(
+                    "device='here' runs the denoiser, and an architecture has no weights; pass a "
+                    f"pipeline, or choose one of {', '.join(devices.DEVICES)}."
+                )
+            subject = of_architecture(found, images, steps)
+            return of_subject(subject, on, over, figures=figures, **options)
+        given = {key: value for key, value in size.items() if value is not None}
+        seen = first_call(pipe, {**call, "num_images_per_prompt": images, **given})
+        subject = of_call(pipe, seen, steps, name)
         if on is None or over is None:
-            raise ConfigError(
-                "device='here' runs the denoiser, and an architecture has no weights; pass a "
-                f"pipeline, or choose one of {', '.join(devices.DEVICES)}."
-            )
-        subject = of_architecture(found, images, steps)
+            denoiser, _ = find_denoiser(pipe)
+            over = link_probe.between(device_of(denoiser), link)
+            on = alone.times(denoiser, seen, subject.captured, over)
         return of_subject(subject, on, over, figures=figures, **options)
-    given = {key: value for key, value in size.items() if value is not None}
-    seen = first_call(pipe, {**call, "num_images_per_prompt": images, **given})
-    subject = of_call(pipe, seen, steps, name)
-    if on is None or over is None:
-        denoiser, _ = find_denoiser(pipe)
-        over = link_probe.between(device_of(denoiser), link)
-        on = alone.times(denoiser, seen, subject.captured, over)
-    return of_subject(subject, on, over, figures=figures, **options)
 
 
 def _check(gpus: int, images: int, steps: int | None, psnr_db: float) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import hybridiff_compile
 from hybridiff_compile.bench import models
 from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.planning import devices, predict, report
+from hybridiff_compile.planning import architectures, devices, predict, report
 from hybridiff_compile.planning.predict import Plan
 from tests import pipelines
 
@@ -161,3 +162,17 @@ def test_full_size_sdxl_is_planned_in_little_memory(tmp_path: Path) -> None:
     rows = json.loads(file.read_text())["rows"]
     assert [row["mode"] for row in rows][:3] == ["one-device", "exact", "paper"]
     assert all(row["predicted_seconds"] > 0 and row["model"] == "sdxl" for row in rows)
+
+
+@pytest.mark.parametrize(
+    "name", ["sd35-large", "pixart-sigma", "wan2.1-1.3b", "cogvideox-2b", "qwen-image", "ltx"]
+)
+def test_every_kind_of_transformer_is_traced_cut_and_linked(name: str) -> None:
+    config = {**architectures.named(name).config, "num_layers": 4}
+    size = {} if architectures.named(name).frames == 1 else {"frames": 9}
+    found = hybridiff_compile.plan(config, height=256, width=256, **size)
+    assert re.search(r"blocks\.[12]", found.cuts[found.chosen].where)
+    assert 0 < found.cuts[found.chosen].crossing < 20 * found.subject.picture.nbytes + 10**7
+    run = {r.mode: r for r in found.runs}
+    assert run["exact"].seconds < found.times.both * 50
+    assert found.step_bytes[Phase.PIPELINED] > found.step_bytes[Phase.SERIAL]

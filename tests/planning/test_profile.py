@@ -131,3 +131,19 @@ def test_a_stated_link_needs_no_second_rank(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_cannot_be_measured_is_refused(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         profile(models.load("tiny-sd3"), **asked)
+
+
+def test_a_plan_of_what_is_here_projects_each_ranks_programs() -> None:
+    found = hybridiff_compile.plan("tiny-sd3", device="here", link="nvlink", num_inference_steps=20)
+    assert (found.device, found.link) == ("here", "nvlink")
+    t = found.times
+    assert t.cut == pytest.approx(devices.link("nvlink").seconds(found.cuts[found.chosen].crossing))
+    assert min(t.both, *t.branch, *t.stages) > 0
+    run = {r.mode: r for r in found.runs}
+    serial = max(t.branch[0], t.branch[1] + t.prediction) + t.own
+    assert run["exact"].seconds == pytest.approx(20 * serial)
+
+
+def test_what_has_no_weights_cannot_be_measured() -> None:
+    with pytest.raises(ConfigError, match="an architecture has no weights; pass a pipeline"):
+        hybridiff_compile.plan("sdxl", device="here")
