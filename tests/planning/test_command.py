@@ -51,6 +51,7 @@ def test_a_config_file_is_planned_for(tmp_path: Path) -> None:
         (["--pipe", "nowhere"], "nowhere"),
         (["--device", "tpu"], "device='tpu' is not known"),
         (["--model", "sdxl", "--height", "1001"], "height=1001 is not a multiple of 8"),
+        (["--model", "sdxl", "--json", "/dev/null/plan.json"], "cannot write to /dev/null"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str) -> None:
