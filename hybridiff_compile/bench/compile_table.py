@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hybridiff_compile.bench.figures import Backend, Mode, Row, Scope
-from hybridiff_compile.bench.tables import NOT_MEASURED, PHASES, Column, by_phase, number
+from hybridiff_compile.bench.tables import NOT_MEASURED, PHASES, Column, by_phase, by_rank, number
 
 #: A terminal that is narrower had better wrap the lines than cut the figures.
 WIDTH = 134
@@ -50,15 +50,11 @@ def columns(rows: Sequence[Row]) -> tuple[Column, ...]:
         ("load /", "one dev.", lambda row: against_one_device(row.load_seconds, row)),
         ("first", "picture s", lambda row: number(row.first_picture_seconds, ".1f")),
         ("step ms", PHASES, lambda row: by_phase(row.step_ms_by_phase, ".1f")),
-        ("peak MB", "by rank", lambda row: _by_rank(row.peak_rss_mb)),
-        ("graphs", "by rank", lambda row: _by_rank(row.graphs)),
+        ("peak MB", "by rank", lambda row: by_rank(row.peak_rss_mb)),
+        ("graphs", "by rank", lambda row: by_rank(row.graphs)),
         ("recompiles", "", lambda row: number(row.recompiles, "d")),
     )
 
 
 def _ratio(value: float | None, of: float | None) -> str:
     return number(value / of, ".2f") if value is not None and of else NOT_MEASURED
-
-
-def _by_rank(values: Sequence[float] | None) -> str:
-    return " / ".join(f"{value:.0f}" for value in values) if values else NOT_MEASURED

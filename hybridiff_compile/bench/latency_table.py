@@ -8,7 +8,7 @@ from rich.console import Console
 
 from hybridiff_compile.bench import tables
 from hybridiff_compile.bench.figures import Backend, Environment, Mode, Row, Scope
-from hybridiff_compile.bench.tables import NOT_MEASURED, PHASES, Column, by_phase, number
+from hybridiff_compile.bench.tables import PHASES, Column, by_phase, by_rank, number
 
 #: A terminal that is narrower had better wrap the lines than cut the figures.
 WIDTH = 132
@@ -38,7 +38,7 @@ COLUMNS: tuple[Column, ...] = (
     ("steps", PHASES, lambda row: by_phase(row.steps_by_phase, "d")),
     ("compile", "s", lambda row: number(row.compile_seconds_cold, ".1f")),
     ("sent", "MB", lambda row: number(row.bytes_sent, ".2f", 1e-6)),
-    ("peak MB", "by rank", lambda row: _by_rank(row.peak_rss_mb)),
+    ("peak MB", "by rank", lambda row: by_rank(row.peak_rss_mb)),
     ("PSNR", "dB", lambda row: number(row.psnr_db, ".1f")),
 )
 
@@ -65,7 +65,3 @@ def show(rows: Sequence[Row], where: Environment, console: Console) -> None:
 def markdown(rows: Sequence[Row], where: Environment) -> str:
     """All rows as a document."""
     return f"{header(where)}\n\n{tables.markdown(rows, COLUMNS)}\n\n{FOOTNOTE}\n"
-
-
-def _by_rank(values: Sequence[float] | None) -> str:
-    return " / ".join(f"{value:.0f}" for value in values) if values else NOT_MEASURED

@@ -108,6 +108,11 @@ def by_phase(values: Mapping[PhaseName, float] | None, form: str) -> str:
     return " / ".join(number(values.get(phase), form) for phase in get_args(PhaseName))
 
 
+def by_rank(values: Sequence[float] | None) -> str:
+    """The figures of all ranks, or a dash."""
+    return " / ".join(f"{value:.0f}" for value in values) if values else NOT_MEASURED
+
+
 def right(row: Row) -> str:
     """How many pictures show what was asked for, or a dash."""
     if row.prompts_right is None or row.prompts is None:

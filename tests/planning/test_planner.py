@@ -169,8 +169,8 @@ def test_full_size_sdxl_is_planned_in_little_memory(tmp_path: Path) -> None:
 )
 def test_every_kind_of_transformer_is_traced_cut_and_linked(name: str) -> None:
     config = {**architectures.named(name).config, "num_layers": 4}
-    size = {} if architectures.named(name).frames == 1 else {"frames": 9}
-    found = hybridiff_compile.plan(config, height=256, width=256, **size)
+    frames = None if architectures.named(name).frames == 1 else 9
+    found = hybridiff_compile.plan(config, height=256, width=256, frames=frames)
     assert re.search(r"blocks\.[12]", found.cuts[found.chosen].where)
     assert 0 < found.cuts[found.chosen].crossing < 20 * found.subject.picture.nbytes + 10**7
     run = {r.mode: r for r in found.runs}
