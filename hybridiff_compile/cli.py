@@ -132,12 +132,14 @@ def bench(
         comparing.run(*compare, Console())
         return
     names = tuple(dict.fromkeys(model)) if model else models.NAMES
+    if steps is None:
+        steps = 12 if compile_ else 50
     if compile_:
-        compiling = compile_bench.CompileBench(names, steps or 12, runs, out, json)
+        compiling = compile_bench.CompileBench(names, steps, runs, out, json)
         compile_bench.run(compiling, Console())
         return
     chosen: Any = backend
-    asked = latency_bench.LatencyBench(names, chosen, steps or 50, runs, out, json)
+    asked = latency_bench.LatencyBench(names, chosen, steps, runs, out, json)
     latency_bench.run(asked, Console())
 
 

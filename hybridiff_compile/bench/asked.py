@@ -30,6 +30,8 @@ def make_folders(out: Path, file: Path | None) -> None:
     Raises:
         ConfigError: one of them cannot be made.
     """
+    if file is not None and file.is_dir():
+        raise ConfigError(f"cannot write to {file}: it is a folder; name a file in it.")
     try:
         for folder in (out, *([file.parent] if file else [])):
             folder.mkdir(parents=True, exist_ok=True)

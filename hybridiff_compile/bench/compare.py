@@ -16,6 +16,8 @@ from hybridiff_compile.bench.figures import Environment, Figures, Row
 from hybridiff_compile.bench.tables import NOT_MEASURED, number
 from hybridiff_compile.errors import ConfigError
 
+#: A terminal that is narrower had better wrap the lines than cut the figures.
+WIDTH = 190
 #: Keys that two rows must share to be of the same thing.
 SAME = (
     *("model", "mode", "backend", "scope", "scheduler", "steps", "guidance_scale"),
@@ -78,7 +80,7 @@ def run(first: Path, second: Path, console: Console) -> Compared:
         )
     for key, (a, b) in found.environment.items():
         console.print(f"{key}: {a} | {b}", highlight=False, soft_wrap=True)
-    before, console.width = console.width, max(console.width, 132)
+    before, console.width = console.width, max(console.width, WIDTH)
     console.print(table(found, first, second))
     console.width = before
     for name, rows in ((first, found.first), (second, found.second)):
@@ -98,6 +100,8 @@ def read(path: Path) -> Figures:
         return figures.read(path)
     except OSError as e:
         raise ConfigError(f"{path} cannot be read: {e.strerror}; name a file of --json.") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path} is no text; name a file that --json wrote.") from e
     except ValidationError as e:
         (why, *_) = e.errors()
         raise ConfigError(

@@ -56,7 +56,15 @@ class LatencyBench:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a model that does not exist or a count that measures nothing."""
-        asked.check_names([name for name in self.models if not Path(name).is_dir()])
+        folders = [name for name in self.models if Path(name).is_dir()]
+        asked.check_names([name for name in self.models if name not in folders])
+        for folder in folders:
+            if not (Path(folder) / "model_index.json").is_file():
+                raise ConfigError(f"{folder} holds no pipeline: no model_index.json is in it.")
+        if len({Path(name).resolve().name for name in self.models}) < len(self.models):
+            raise ConfigError(
+                f"models={', '.join(self.models)}: two have one name in the tables; rename one."
+            )
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend={self.backend!r}: choose one of {', '.join(BACKENDS)}.")
         # A step is timed from the end of the one before it, and the paper's mode needs three.
@@ -113,7 +121,7 @@ def measured(
     """
     own = models.call_settings(model) if model in models.NAMES else {}
     call = {**own, "num_inference_steps": bench.steps}
-    name = model if model in models.NAMES else Path(model).name
+    name = model if model in models.NAMES else Path(model).resolve().name
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hybridiff-bench-")))
         entrants: list[Entrant] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from hybridiff_compile.bench.measure import Contender, Made, make, one_thread
 from hybridiff_compile.errors import HybridiffError
 
 _MEGABYTE = 1e6
-_LAST_CHARACTERS = 4000
+_LAST_CHARACTERS, _LAST_SECONDS = 4000, 10
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,18 @@ def entered(job: Job) -> Iterator[Entrant]:
     theirs.close()
     try:
         yield Entrant(job, ours, process)
+        ours.close()  # end of file ends it
+        process.join(_LAST_SECONDS)
     finally:
-        ours.close()  # end of file ends it, and its own worker with it
-        process.join(10)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        ours.close()
+        process.kill()  # its own worker ends with it
+        process.join()
 
 
 def serve(job: Job, connection: Connection) -> None:
     """Answer an `Entrant`: the process's own side."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(job.cache)
+    threading.Thread(target=_end_with_the_command, daemon=True).start()
     try:
         with one_thread(), opened(job) as ready:
             watch, before = ranks.Watch(ready.pids), sum(ready.compilations())
@@ -135,6 +137,14 @@ def serve(job: Job, connection: Connection) -> None:
         return
     except Exception:
         connection.send(traceback.format_exc()[-_LAST_CHARACTERS:])
+
+
+def _end_with_the_command() -> None:
+    """A command that was killed is not waited for in the midst of a picture or a compilation."""
+    command = multiprocessing.parent_process()
+    if command is not None:
+        command.join()
+        os._exit(1)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,15 @@ def batching(rows: Iterable[Row]) -> float | None:
 
     A step of `one-device` is one call of both branches, one of `one-device-apart` is two calls.
     """
-    step = {row.mode: (row.step_ms_by_phase or {}).get("serial") for row in rows}
+    rows = list(rows)
+    backend = next((row.backend for row in rows if row.mode == "one-device-apart"), None)
+    if any(row.backend != backend for row in rows if row.mode == "exact"):
+        return None  # a bound of others than these
+    step = {
+        row.mode: (row.step_ms_by_phase or {}).get("serial")
+        for row in rows
+        if row.backend == backend
+    }
     together, apart = step.get("one-device"), step.get("one-device-apart")
     return 2 * together / apart if together and apart else None
 

@@ -86,8 +86,8 @@ class Architecture:
             multiple = self.kind.multiple
             if value < 1 or value % multiple:
                 raise ConfigError(
-                    f"{what}={value} is not a multiple of {multiple} pixels, as {self.name} needs; "
-                    f"take {max(1, value // multiple) * multiple}."
+                    f"{what}={value} is no positive multiple of {multiple} pixels, as {self.name} "
+                    f"needs; take {max(1, value // multiple) * multiple}."
                 )
         every = self.kind.every
         if every == 1 and self.frames != 1:
@@ -126,14 +126,15 @@ def of_config(
     """An architecture of a user's own.
 
     Args:
-        config: a denoiser's config with `_class_name`, its file, or the folder that holds it.
+        config: a denoiser's config with `_class_name`, its file, the folder that holds it, or
+            that of a pipeline.
         height, width, frames: as in `named`.
 
     Raises:
         ConfigError: it cannot be read, its class is not known, or it cannot make that size.
     """
     if isinstance(config, Path):
-        file = config / "config.json" if config.is_dir() else config
+        file = _file(config)
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
@@ -149,6 +150,14 @@ def of_config(
     return _of("config", config, height, width, frames)
 
 
+def _file(path: Path) -> Path:
+    """A config's file: itself, that of its folder, or that of a pipeline's denoiser."""
+    if not path.is_dir():
+        return path
+    files = [path / part / "config.json" for part in ("", "unet", "transformer")]
+    return next((file for file in files if file.is_file()), files[0])
+
+
 def _of(
     name: str,
     config: Mapping[str, Any],
@@ -158,13 +167,17 @@ def _of(
 ) -> Architecture:
     kind = KINDS[config["_class_name"]]
     default = kind.height, kind.width
-    if config["_class_name"] == "UNet2DConditionModel":  # of two sizes, by what it was trained at
-        default = (8 * int(config["sample_size"]),) * 2
+    trained = config.get("sample_size")
+    if config["_class_name"] == "UNet2DConditionModel":  # of what it was trained at
+        if trained is None and (height is None or width is None):
+            raise ConfigError("sample_size=None in the config: pass height and width.")
+        sizes = trained if isinstance(trained, list | tuple) else (trained or 0, trained or 0)
+        default = (8 * int(sizes[0]), 8 * int(sizes[1]))
     return Architecture(
         name=name,
         config=config,
         kind=kind,
-        height=height or default[0],
-        width=width or default[1],
-        frames=frames or kind.frames,
+        height=default[0] if height is None else height,
+        width=default[1] if width is None else width,
+        frames=kind.frames if frames is None else frames,
     )

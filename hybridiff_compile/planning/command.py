@@ -12,7 +12,7 @@ from rich.console import Console
 from hybridiff_compile.bench import asked as asking
 from hybridiff_compile.bench import figures, models
 from hybridiff_compile.errors import ConfigError
-from hybridiff_compile.planning import report
+from hybridiff_compile.planning import architectures, report
 from hybridiff_compile.planning.planner import plan
 from hybridiff_compile.planning.predict import Plan
 
@@ -48,6 +48,10 @@ class Asked:
                 f"model={list(self.models)}, pipe={self.pipe}, config={self.config}: give one kind "
                 "of --model NAME, --pipe FOLDER and --config FILE."
             )
+        for name in self.models:  # all of them before the work of the first
+            if name not in (*architectures.NAMES, *models.NAMES):
+                known = ", ".join((*architectures.NAMES, *models.NAMES))
+                raise ConfigError(f"model={name!r} is not known; choose one of {known}.")
 
 
 def run(asked: Asked, console: Console) -> list[Plan]:

@@ -17,6 +17,7 @@ from torch._subclasses import FakeTensorMode
 
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.trace import Captured, capture
+from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.planning.architectures import Architecture
 
 #: Tokens of the prompt: the padded length, or, for Qwen-Image, which does not pad, a long one.
@@ -29,10 +30,12 @@ class _Maker:
     """Makes the arguments of a call.
 
     Attributes:
+        config: the architecture's, with the defaults of what it leaves out.
         rows: of a batched tensor, 2B.
     """
 
     architecture: Architecture
+    config: Mapping[str, Any]
     rows: int
 
     def rand(self, *shape: int) -> torch.Tensor:
@@ -82,10 +85,16 @@ def denoiser_and_call(architecture: Architecture, batch: int = 1) -> tuple[nn.Mo
         torch.set_default_dtype(architecture.kind.dtype)
         try:
             denoiser = kind(**shape).eval()
+        except Exception as e:  # diffusers raises whatever its constructors come upon
+            raise ConfigError(
+                f"{kind.__name__} cannot be made of this config: {e}; compare it with one that "
+                "diffusers wrote."
+            ) from e
         finally:
             torch.set_default_dtype(before)
         _register(denoiser)
-        arguments = _CALLS[architecture.config["_class_name"]](_Maker(architecture, 2 * batch))
+        make = _Maker(architecture, dict(denoiser.config), 2 * batch)
+        arguments = _CALLS[architecture.config["_class_name"]](make)
     parameters = tuple(inspect.signature(denoiser.forward).parameters)
     return denoiser, DenoiserCall.of(parameters, (), {**arguments, "return_dict": False})
 
@@ -100,7 +109,7 @@ def _register(denoiser: nn.Module) -> None:
 
 
 def _unet(make: _Maker) -> _Arguments:
-    config = make.architecture.config
+    config = make.config
     given = {
         "sample": make.rand(config["in_channels"], *make.latents(8)),
         "timestep": torch.empty((), dtype=torch.int64),
@@ -115,7 +124,7 @@ def _unet(make: _Maker) -> _Arguments:
 
 
 def _sd3(make: _Maker) -> _Arguments:
-    config = make.architecture.config
+    config = make.config
     return {
         "hidden_states": make.rand(config["in_channels"], *make.latents(8)),
         "encoder_hidden_states": make.rand(CLIP_TOKENS + T5_TOKENS, config["joint_attention_dim"]),
@@ -125,7 +134,7 @@ def _sd3(make: _Maker) -> _Arguments:
 
 
 def _pixart(make: _Maker) -> _Arguments:
-    config = make.architecture.config
+    config = make.config
     return {
         "hidden_states": make.rand(config["in_channels"], *make.latents(8)),
         "encoder_hidden_states": make.rand(300, config["caption_channels"]),
@@ -136,7 +145,7 @@ def _pixart(make: _Maker) -> _Arguments:
 
 
 def _wan(make: _Maker) -> _Arguments:
-    config, frames = make.architecture.config, (make.architecture.frames - 1) // 4 + 1
+    config, frames = make.config, (make.architecture.frames - 1) // 4 + 1
     return {
         "hidden_states": make.rand(config["in_channels"], frames, *make.latents(8)),
         "timestep": make.times(),
@@ -145,7 +154,7 @@ def _wan(make: _Maker) -> _Arguments:
 
 
 def _cogvideox(make: _Maker) -> _Arguments:
-    config, frames = make.architecture.config, (make.architecture.frames - 1) // 4 + 1
+    config, frames = make.config, (make.architecture.frames - 1) // 4 + 1
     text = (config["max_text_seq_length"], config["text_embed_dim"])
     return {
         "hidden_states": make.rand(frames, config["in_channels"], *make.latents(8)),
@@ -156,7 +165,7 @@ def _cogvideox(make: _Maker) -> _Arguments:
 
 def _qwen(make: _Maker) -> _Arguments:
     height, width = make.latents(16)  # packed two by two
-    config = make.architecture.config
+    config = make.config
     return {
         "hidden_states": make.rand(height * width, config["in_channels"]),
         "timestep": make.times(),
@@ -167,7 +176,7 @@ def _qwen(make: _Maker) -> _Arguments:
 
 
 def _ltx(make: _Maker) -> _Arguments:
-    config, frames = make.architecture.config, (make.architecture.frames - 1) // 8 + 1
+    config, frames = make.config, (make.architecture.frames - 1) // 8 + 1
     height, width = make.latents(32)
     return {
         "hidden_states": make.rand(frames * height * width, config["in_channels"]),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from hybridiff_compile.bench import figures
+from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.planning.solve import Kind
 
@@ -27,13 +26,8 @@ def kinds(model: str, most: dict[str, int], file: Path = MEASURED) -> list[Kind]
     Raises:
         ConfigError: the file cannot be read, or says nothing of the model.
     """
-    try:
-        rows = figures.read(file).rows
-    except (OSError, ValidationError) as e:
-        why = str(e).partition("\n")[0]
-        raise ConfigError(f"{file} holds no figures: {why}; name what sweep --json wrote.") from e
     found: dict[tuple[str, int], float] = {}
-    for row in rows:
+    for row in read(file):
         if row.model != model or row.mode not in most or row.psnr_db is None:
             continue
         count = sum((row.steps_by_phase or {}).values()) - (row.steps_by_phase or {}).get(
@@ -48,6 +42,19 @@ def kinds(model: str, most: dict[str, int], file: Path = MEASURED) -> list[Kind]
             f"{file} has no row of {model} in a mode that switches; run hybridiff sweep --json."
         )
     return [Kind(mode, m, error, most[mode]) for (mode, m), error in sorted(found.items())]
+
+
+def read(file: Path) -> tuple[Row, ...]:
+    """The rows of a file of figures.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return figures.read(file).rows
+    except (OSError, ValueError) as e:  # a pydantic ValidationError is one
+        why = str(e).partition("\n")[0]
+        raise ConfigError(f"{file} holds no figures: {why}; name what sweep --json wrote.") from e
 
 
 def error_of(psnr_db: float) -> float:

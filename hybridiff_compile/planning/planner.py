@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,21 @@ from hybridiff_compile.bench import models
 from hybridiff_compile.config import PAPER_STEPS
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.lower.device import device_of
-from hybridiff_compile.planning import alone, architectures, devices, link_probe
+from hybridiff_compile.planning import (
+    alone,
+    architectures,
+    devices,
+    fidelity,
+    link_probe,
+    schedules,
+)
 from hybridiff_compile.planning.architectures import Architecture
 from hybridiff_compile.planning.predict import Plan, of_subject
-from hybridiff_compile.planning.subject import first_call, of_architecture, of_call
+from hybridiff_compile.planning.subject import family, first_call, of_architecture, of_call
 from hybridiff_compile.runtime import memory
+
+#: Fewer do not hold a serial step, a pipelined one and another serial one.
+LEAST_STEPS = 3
 
 
 def plan(
@@ -47,7 +58,7 @@ def plan(
             to the next device.
         height, width, frames: of what is made, pixels; None is the pipeline's default.
         images: pictures for each prompt, the branch batch B.
-        num_inference_steps: of a run; None is 50.
+        num_inference_steps: of a run, 3 or more; None is 50.
         k: pipelined steps of the paper's mode; None is the paper's, scaled.
         psnr_db: how close to one device the recommended run has to be, as phases were measured.
         figures: file of `hybridiff sweep --json` to read that from; None takes what was measured on
@@ -61,47 +72,76 @@ def plan(
         WorkerError: the process that helps to measure the link failed.
     """
     _check(gpus, images, num_inference_steps, psnr_db)
+    steps = PAPER_STEPS if num_inference_steps is None else num_inference_steps
     size = {"height": height, "width": width, "frames": frames}
-    steps, options = num_inference_steps or PAPER_STEPS, {"k": k, "psnr_db": psnr_db}
+    name = pipe if isinstance(pipe, str) else type(pipe).__name__
     named = device != devices.HERE
     on, over = (devices.device(device), devices.link(link)) if named else (None, None)
-    name = pipe if isinstance(pipe, str) else type(pipe).__name__
+    if figures is not None:
+        fidelity.read(Path(figures))
     if isinstance(pipe, str) and pipe in models.NAMES:
         call = {**models.call_settings(pipe), **call}
         pipe = models.load(pipe)
     with memory.lightly_collected():
         if isinstance(pipe, str | Mapping | Path):
-            found = _architecture(pipe, size)
+            found = _architecture(pipe, size, call)
             if on is None or over is None:
                 raise ConfigError(
                     "device='here' runs the denoiser, and an architecture has no weights; pass a "
                     f"pipeline, or choose one of {', '.join(devices.DEVICES)}."
                 )
+            schedules.phases("paper", family(str(found.config["_class_name"])), steps, k)
             subject = of_architecture(found, images, steps)
-            return of_subject(subject, on, over, figures=figures, **options)
-        given = {key: value for key, value in size.items() if value is not None}
-        seen = first_call(pipe, {**call, "num_images_per_prompt": images, **given})
+            return of_subject(subject, on, over, k=k, psnr_db=psnr_db, figures=figures)
+        denoiser, constants = find_denoiser(pipe)
+        schedules.phases("paper", constants, steps, k)
+        seen = first_call(pipe, _keywords(pipe, size, images, call))
         subject = of_call(pipe, seen, steps, name)
         if on is None or over is None:
-            denoiser, _ = find_denoiser(pipe)
             over = link_probe.between(device_of(denoiser), link)
             on = alone.times(denoiser, seen, subject.captured, over)
-        return of_subject(subject, on, over, figures=figures, **options)
+        return of_subject(subject, on, over, k=k, psnr_db=psnr_db, figures=figures)
 
 
 def _check(gpus: int, images: int, steps: int | None, psnr_db: float) -> None:
     if gpus != 2:
-        raise ConfigError(f"gpus={gpus}: the passes make programs for 2 devices; plan for 2.")
-    for name, value in (("images", images), ("num_inference_steps", steps)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}={value} must be at least 1.")
+        raise ConfigError(f"gpus={gpus!r}: the passes make programs for 2 devices; plan for 2.")
+    if images < 1:
+        raise ConfigError(f"images={images} must be at least 1.")
+    if steps is not None and steps < LEAST_STEPS:
+        raise ConfigError(
+            f"num_inference_steps={steps} must be at least {LEAST_STEPS}: the paper's mode has "
+            "serial steps before and after."
+        )
     if not 0 < psnr_db < float("inf"):
         raise ConfigError(f"psnr_db={psnr_db} must be a number above 0, in dB.")
 
 
 def _architecture(
-    of: str | Mapping[str, Any] | Path, size: Mapping[str, int | None]
+    of: str | Mapping[str, Any] | Path, size: Mapping[str, int | None], call: Mapping[str, Any]
 ) -> Architecture:
+    if call:
+        raise ConfigError(
+            f"{', '.join(call)}: a plan without weights takes no such keyword; pass a pipeline for "
+            "keywords of its call."
+        )
+    if isinstance(of, str) and of not in architectures.NAMES and Path(of).exists():
+        of = Path(of)
     if isinstance(of, str):
         return architectures.named(of, **size)
     return architectures.of_config(of, **size)
+
+
+def _keywords(
+    pipe: Any, size: Mapping[str, int | None], images: int, call: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Of a pipeline's call; those of video have names of their own."""
+    takes = inspect.signature(type(pipe).__call__).parameters
+    names = {"height": "height", "width": "width", "frames": "num_frames"}
+    counts = ("num_images_per_prompt", "num_videos_per_prompt")
+    given = {name: images for name in counts if name in takes} | dict(call)
+    given |= {names[key]: value for key, value in size.items() if value is not None}
+    unknown = [key for key in given if key not in takes]
+    if unknown:
+        raise ConfigError(f"{', '.join(unknown)}: {type(pipe).__name__} takes no such keyword.")
+    return given

@@ -98,8 +98,8 @@ def profile(
     call = {"num_inference_steps": num_inference_steps, **call}
     denoiser, _ = find_denoiser(pipe)
     device = device_of(denoiser)
-    over = link_probe.between(device, link)
     seen = first_call(pipe, call)
+    over = link_probe.between(device, link)
     subject = of_call(pipe, seen, num_inference_steps, name or type(pipe).__name__)
     with one_thread(device):
         picture = _one_device(pipe, device, rounds, call)
@@ -150,7 +150,7 @@ def make(pipe: Any, call: Mapping[str, Any]) -> None:
     """Make a picture that nobody sees; the random numbers of later ones stay theirs."""
     prompt = {} if "prompt_embeds" in call else {"prompt": ""}
     with torch.random.fork_rng():
-        pipe(**prompt, **call)
+        pipe(**prompt | dict(call))
 
 
 def _two_ranks(pipe: Any, rounds: int, call: Mapping[str, Any]) -> list[RunReport]:

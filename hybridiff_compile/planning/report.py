@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from io import StringIO
 
 from rich import box
@@ -12,13 +12,13 @@ from rich.table import Table
 
 from hybridiff_compile.bench.figures import Mode, PhaseName, Row
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.planning import devices, published, runs
+from hybridiff_compile.planning import published, sentences
 from hybridiff_compile.planning.predict import Plan
 from hybridiff_compile.planning.runs import RunPlan
 from hybridiff_compile.runtime.switching import counted
 
 #: A terminal that is narrower had better wrap the lines than cut the figures.
-WIDTH = 132
+WIDTH = 150
 
 #: Names of a step's kinds, for a reader.
 STEPS = {
@@ -47,7 +47,7 @@ def show(plan: Plan, console: Console) -> None:
         console.print()
         console.print(table)
     console.print()
-    for sentence in sentences(plan):
+    for sentence in sentences.of(plan):
         console.print(sentence, highlight=False, soft_wrap=True)
     console.width = before
 
@@ -88,7 +88,8 @@ def stages(plan: Plan) -> Table:
 
 def cuts(plan: Plan) -> Table:
     """The frontier of cuts, and the reference's split beside it."""
-    table = table_of("cuts", "after", "slower stage", "crosses MB", "step ms", "")
+    head = ("after", "slower stage, by cost", "crosses MB", "step ms, modelled", "")
+    table = table_of("cuts", *head)
     half = _half(plan)
     for i, cut in enumerate(plan.cuts):
         notes = [
@@ -125,7 +126,9 @@ def modes(plan: Plan) -> Table:
     lines: list[tuple[Mode, str, str, float, float, int | None, str]]
     lines = [("one-device", str(count), f"{1e3 * one:.1f}", one * count, 1.0, None, "")]
     for run in plan.runs:
-        steps = " + ".join(str(n) for n in _counts(run).values())
+        steps = " + ".join(str(n) for n in counts(run).values())
+        if Phase.FORECAST in run.phases:
+            steps += f", {sum(p is not Phase.FORECAST for p in run.phases)} run"
         ms = " / ".join(f"{1e3 * s:.1f}" for s in _ms(run).values())
         lines.append((run.mode, steps, ms, run.seconds, run.speedup, run.sent, run.limited_by))
     for mode, steps, ms, seconds, speedup, sent, limit in lines:
@@ -144,12 +147,14 @@ def _gb(sent: int | None) -> str:
 def _published(plan: Plan) -> Mapping[Mode, tuple[float, float | None]]:
     """The paper's figures, if the plan is for what they were measured on."""
     subject = plan.subject
-    setting = (plan.device, plan.link, subject.width, subject.height, subject.steps, _batch(plan))
+    k = sum(counts(run).get("pipelined", 0) for run in plan.runs if run.mode == "paper")
+    size = subject.width, subject.height, subject.steps, k, _batch(plan)
+    setting = (plan.device, plan.link, *size)
     return published.TABLE.get(subject.name, {}) if setting == _PAPERS else {}
 
 
-#: Device, link, width, height, steps and batch of the paper's Table 1.
-_PAPERS = ("rtx3090", "pcie3", 1024, 1024, 50, 1)
+#: Device, link, width, height, steps, k and batch of the paper's Table 1.
+_PAPERS = ("rtx3090", "pcie3", 1024, 1024, 50, 5, 1)
 
 
 def _half(plan: Plan) -> float:
@@ -157,7 +162,8 @@ def _half(plan: Plan) -> float:
     return min(sum(cut.cost) for cut in plan.cuts) / 2
 
 
-def _counts(run: RunPlan) -> dict[PhaseName, int]:
+def counts(run: RunPlan) -> dict[PhaseName, int]:
+    """Number of steps that lie in each phase, of those that occur."""
     kinds = Counter(counted(run.phases))
     return {name: kinds[name] for name in ("serial", "pipelined", "forecast") if kinds[name]}
 
@@ -169,69 +175,6 @@ def _ms(run: RunPlan) -> dict[PhaseName, float]:
     for phase, _ in reversed(counts.most_common()):
         found[phase.kind] = run.step_seconds[phase]  # pyright: ignore[reportArgumentType]
     return {name: found[name] for name in ("serial", "pipelined", "forecast") if name in found}
-
-
-def sentences(plan: Plan) -> Iterator[str]:
-    """What the ceiling is, what holds it back, and what to ask for."""
-    t, by_mode = plan.times, {run.mode: run for run in plan.runs}
-    batching = t.both / max(t.branch)
-    yield (
-        f"One device's call of both branches takes {batching:.2f} times a branch's own, which is "
-        f"the most that running them side by side can gain; exact gains "
-        f"{by_mode['exact'].speedup:.2f}."
-    )
-    paper = by_mode["paper"]
-    most = runs.ceiling(t, paper.phases)
-    yield (
-        f"The paper's mode with {_counts(paper).get('pipelined', 0)} pipelined steps could gain "
-        f"{most:.2f} if stages were even and the link free; {paper.speedup:.2f} is predicted. "
-        f"{_link_share(plan)}"
-    )
-    if plan.reference is not None and plan.reference.needed < plan.reference.sent:
-        yield (
-            f"The reference code's split is no cut by depth: one rank has both ends. Of the "
-            f"{plan.reference.sent / 1e6:.1f} MB that it sends a step, its ranks read "
-            f"{plan.reference.needed / 1e6:.2f} MB of each other, two steps late."
-        )
-    yield (
-        "The paper's mode begins at its latest step here, and hybrid extrapolates all that it may: "
-        "both depend on the picture."
-    )
-    best = plan.recommended
-    settings = ", ".join(f"{name}={value!r}" for name, value in best.settings.items())
-    yield (
-        f"Fastest within {plan.psnr_db:g} dB of one device, by the errors that phases were "
-        f"measured to make: optimize(pipe, gpus=2, {settings}), {best.speedup:.2f} times one "
-        "device. mode='hybrid' finds such steps by itself."
-    )
-    if plan.device in devices.DEVICES:
-        yield from _too_large(max(plan.memory), devices.device(plan.device))
-    if not plan.subject.batched:
-        yield (
-            "This model's pipeline calls its denoiser twice a step, which optimize() runs on one "
-            "rank so far; the figures are those of the ranks' programs."
-        )
-    yield (
-        "Encoders, scheduler and VAE are not in these times. Device and link are data sheets, of "
-        "which kernels are taken to reach fixed shares; hybridiff profile measures yours."
-        if plan.device != "here"
-        else "Encoders, scheduler and VAE are not in these times; the parts were measured here."
-    )
-
-
-def _too_large(held: int, device: devices.Device) -> Iterator[str]:
-    if held > device.memory:
-        yield (
-            f"It does not fit: {held / 1e9:.1f} GB of weights and activations, and {device.name} "
-            f"has {device.memory / 1e9:.0f} GB. Both ranks hold all weights, as both run serial "
-            "steps."
-        )
-
-
-def _link_share(plan: Plan) -> str:
-    t = plan.times
-    share = t.cut / (t.cut + t.stages[0])
-    return f"The cut is {share:.1%} of stage0's way, over {plan.link}."
 
 
 def rows(plan: Plan) -> list[Row]:
@@ -262,12 +205,13 @@ def rows(plan: Plan) -> list[Row]:
         )
     ]
     for run in plan.runs:
-        counts = {name: 0 for name in ("serial", "pipelined", "forecast")} | _counts(run)
+        by_phase = {name: 0 for name in ("serial", "pipelined", "forecast")} | counts(run)
         found.append(
             Row(
                 mode=run.mode,
                 ranks=2,
-                steps_by_phase=counts,  # pyright: ignore[reportArgumentType]
+                k=by_phase["pipelined"] + by_phase["forecast"] or None,
+                steps_by_phase=by_phase,  # pyright: ignore[reportArgumentType]
                 bytes_sent=run.sent,
                 predicted_seconds=run.seconds,
                 predicted_speedup=run.speedup,

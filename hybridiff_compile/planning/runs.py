@@ -64,15 +64,21 @@ def limited_by(mode: Mode, phase: Phase, t: steps.Times) -> str:
     total = step_seconds(mode, phase, t)
 
     def chain(what: str, compute: float, transfer: float) -> str:
-        return f"{what} {compute / total:.1%}, link {transfer / total:.1%}"
+        shares = {what: compute, "link": transfer, "driver": total - compute - transfer}
+        return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares.items())
 
     if mode == "asyncdiff" and phase is not Phase.SERIAL:
         first, last = t.stages_of_both
         if first + 2 * t.cut >= last + 2 * t.prediction:
             return chain("stage0", first, 2 * t.cut)
         return chain("stage1", last, 2 * t.prediction)
+    if mode == "asyncdiff":  # one device's call, on rank 0
+        return chain("forward", t.both, 0.0)
     if phase is Phase.SERIAL:
-        return chain("forward", t.branch[1], t.prediction)
+        own, other = t.branch
+        if own > other + t.prediction:
+            return chain("forward", own, 0.0)
+        return chain("forward", other, t.prediction)
     if phase is not Phase.DRAINED and t.stages[0] + t.cut >= t.stages[1] + t.prediction:
         return chain("stage0", t.stages[0], t.cut)
     return chain("stage1", t.stages[1], t.prediction)

@@ -8,10 +8,11 @@ spent in a phase is bounded from below by one line for each cycle:
     serial     T(B) + E                       rank 1's branch, its prediction, the next step
     pipelined  A_c + X_c                      stage0, the cut, the next step
                B_c + E                        stage1, the prediction, the next step
-    forecast   (T(B) + E) / m                 one computed step carries m - 1 extrapolated ones
+    forecast   T(B) + E                       of each computed step; every m-th of them is one
 
 Variables: `cut_c` in {0, 1}, one of them 1; `use_k` in {0, 1}, at most one kind of phase beside
-serial; `steps_s`, `steps_k,c` whole numbers; `time_s`, `time_k,c` seconds.
+serial; `steps_s`, `steps_k,c` and, of those, `computed_k,c` whole numbers; `time_s`, `time_k,c`
+seconds.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def solve(
     pairs = [(k, c) for k in range(len(kinds)) for c in range(len(cuts))]
     names = ["steps_s", "time_s", *(f"cut_{c}" for c in range(len(cuts)))]
     names += [f"use_{k}" for k in range(len(kinds))]
-    names += [f"{what}_{k}_{c}" for what in ("steps", "time") for k, c in pairs]
+    names += [f"{what}_{k}_{c}" for what in ("steps", "computed", "time") for k, c in pairs]
     at = {name: i for i, name in enumerate(names)}
     rows: list[np.ndarray] = []
     low: list[float] = []
@@ -106,11 +107,13 @@ def solve(
     require({f"steps_{k}_{c}": kinds[k].error for k, c in pairs} or {"steps_s": 0}, most=budget)
     require({"time_s": 1, "steps_s": -serial}, 0)
     for k, c in pairs:
-        own, time = f"steps_{k}_{c}", f"time_{k}_{c}"
+        own, computed, time = (f"{what}_{k}_{c}" for what in ("steps", "computed", "time"))
         require({own: 1, f"use_{k}": -kinds[k].most}, most=0)
         require({own: 1, f"cut_{c}": -steps}, most=0)
+        # The last computed step may have up to m - 1 extrapolated ones behind it.
+        require({computed: kinds[k].m, own: -1}, 1 - kinds[k].m)
         for cycle in _cycles(kinds[k], cuts[c], serial):
-            require({time: 1, own: -cycle}, 0)
+            require({time: 1, computed: -cycle}, 0)
     whole = np.array([not name.startswith("time") for name in names], dtype=int)
     upper = np.array([1 if n.startswith(("cut", "use")) else np.inf for n in names])
     found = milp(
@@ -129,7 +132,7 @@ def solve(
 
 
 def _cycles(kind: Kind, cut: Cut, serial: float) -> list[float]:
-    """Seconds a step of every cycle of a phase."""
+    """Seconds a computed step of every cycle of a phase."""
     if kind.name == "forecast":
-        return [serial / kind.m]
+        return [serial]
     return [cut.first, cut.last]

@@ -14,7 +14,7 @@ from hybridiff_compile.api import find_denoiser
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.trace import Captured, capture
 from hybridiff_compile.config import TRANSFORMER_SWITCHING, UNET_SWITCHING, SwitchSettings
-from hybridiff_compile.errors import UnsupportedPipelineError
+from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
 from hybridiff_compile.planning import fake_calls
 from hybridiff_compile.planning.architectures import Architecture
 
@@ -82,7 +82,7 @@ def of_architecture(found: Architecture, images: int, steps: int) -> Subject:
     return Subject(
         name=found.name,
         captured=fake_calls.traced(found, images),
-        family=_family(str(found.config["_class_name"])),
+        family=family(str(found.config["_class_name"])),
         height=found.height,
         width=found.width,
         frames=found.frames,
@@ -129,6 +129,7 @@ def first_call(pipe: Any, call: Mapping[str, Any]) -> DenoiserCall:
 
     Raises:
         UnsupportedPipelineError: it has no denoiser, or its call is not guided.
+        ConfigError: the pipeline refuses the call.
     """
     denoiser, _ = find_denoiser(pipe)
     parameters = tuple(inspect.signature(denoiser.forward).parameters)
@@ -141,9 +142,11 @@ def first_call(pipe: Any, call: Mapping[str, Any]) -> DenoiserCall:
     vars(denoiser)["forward"] = forward
     try:
         with torch.random.fork_rng(devices=[]):
-            pipe(**({"prompt": ""} if "prompt_embeds" not in call else {}), **call)
+            pipe(**({} if "prompt_embeds" in call else {"prompt": ""}) | dict(call))
     except _Seen as seen:
         return _guided(seen.call)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"{type(pipe).__name__} refuses this call: {e}") from e
     finally:
         del vars(denoiser)["forward"]
         pipe.set_progress_bar_config(**hidden)
@@ -159,5 +162,6 @@ def _guided(call: DenoiserCall) -> DenoiserCall:
     return call
 
 
-def _family(name: str) -> SwitchSettings:
+def family(name: str) -> SwitchSettings:
+    """The paper's constants for a denoiser of that class."""
     return UNET_SWITCHING if name.startswith("UNet") else TRANSFORMER_SWITCHING

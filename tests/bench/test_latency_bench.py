@@ -1,5 +1,8 @@
 """`hybridiff bench`: order, rows and failures of made-up processes, and real ones once."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +13,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hybridiff_compile.bench import figures, latency_bench, latency_chart, latency_table
+from hybridiff_compile.bench import (
+    figures,
+    latency_bench,
+    latency_chart,
+    latency_table,
+    tables,
+)
 from hybridiff_compile.bench.latency_bench import LatencyBench, in_turn, measured
 from hybridiff_compile.bench.latency_row import Job, entered
 from hybridiff_compile.bench.measure import Made
@@ -88,6 +97,22 @@ def test_eager_ranks_are_compared_with_eager_one_device():
     assert rows[3].speedup == pytest.approx(4 / 2)
 
 
+def test_the_bound_of_exact_is_of_its_own_backend():
+    bench = LatencyBench(("tiny-sd3",), backend="eager", steps=6, runs=1)
+    steps = {"one-device": {"eager": 16.0, "inductor": 10.0}, "one-device-apart": {"eager": 20.0}}
+    rows = [
+        row.model_copy(
+            update={"step_ms_by_phase": {"serial": steps[row.mode][row.backend or ""]}}
+            if row.mode in steps
+            else {}
+        )
+        for row in measured(bench, "tiny-sd3", lambda _: None, fake)
+    ]
+    assert tables.batching(rows) == pytest.approx(2 * 16 / 20)
+    compiled = [r.model_copy(update={"backend": "inductor"}) for r in rows if r.mode == "exact"]
+    assert tables.batching([*rows, *compiled]) is None
+
+
 def test_table_and_chart_bear_the_machine_and_every_row(tmp_path: Path) -> None:
     rows = measured(LatencyBench(("tiny-sd3",), steps=6), "tiny-sd3", lambda _: None, fake)
     where = figures.environment(threads_per_rank=1)
@@ -135,11 +160,39 @@ def test_a_process_that_fails_or_dies_is_one_clear_error(tmp_path: Path) -> None
             entrant.make(0)
 
 
+def test_a_process_ends_with_its_command_in_the_midst_of_a_picture(tmp_path: Path) -> None:
+    call = {"num_inference_steps": 500, "height": 64, "width": 64}
+    command = f"""
+import sys
+from pathlib import Path
+from hybridiff_compile.bench.latency_row import Job, entered
+if __name__ == "__main__":
+    job = Job("tiny-sd3", "one-device", "eager", None, {call!r}, Path({str(tmp_path / "c")!r}))
+    with entered(job) as entrant:
+        print(entrant._process.pid, flush=True)
+        entrant.make(0)
+"""
+    script = tmp_path / "command.py"
+    script.write_text(command)
+    driver = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    pid = int(driver.stdout.readline())
+    time.sleep(1)  # the picture takes several seconds
+    driver.kill()
+    driver.communicate()
+    deadline = time.monotonic() + 3
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
         ({"models": ("sdxl",)}, "unknown model sdxl"),
         ({"backend": "tensorrt"}, "backend='tensorrt': choose one of eager, inductor"),
+        ({"models": (".",)}, r"\. holds no pipeline: no model_index"),
+        ({"models": ("tiny-sd3", "tiny-sd3")}, "two have one name in the tables"),
         ({"steps": 2}, "steps=2 must be at least 3"),
         ({"runs": 0}, "runs=0 must be at least 1"),
     ],

@@ -68,11 +68,13 @@ def test_making_a_model_leaves_no_dtype_behind() -> None:
     ("name", "size", "message"),
     [
         ("sd4", {}, "model='sd4' is not known; choose one of sdxl, sd15,"),
-        ("sdxl", {"height": 1020}, "height=1020 is not a multiple of 8 pixels"),
-        ("sdxl", {"width": -8}, "width=-8 is not a multiple"),
+        ("sdxl", {"height": 1020}, "height=1020 is no positive multiple of 8 pixels"),
+        ("sdxl", {"width": -8}, "width=-8 is no positive multiple"),
+        ("sdxl", {"height": 0}, "height=0 is no positive multiple of 8"),
+        ("ltx", {"frames": 0}, "frames=0 is not a multiple of 8"),
         ("sdxl", {"frames": 9}, "frames=9: sdxl makes pictures"),
         ("ltx", {"frames": 16}, "frames=16 is not a multiple of 8 and one more.*take 9"),
-        ("sd3-medium", {"width": 1000}, "width=1000 is not a multiple of 16.*take 992"),
+        ("sd3-medium", {"width": 1000}, "width=1000 is no positive multiple of 16.*take 992"),
     ],
 )
 def test_what_cannot_be_made_is_refused(name: str, size: dict[str, int], message: str) -> None:

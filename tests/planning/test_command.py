@@ -50,7 +50,7 @@ def test_a_config_file_is_planned_for(tmp_path: Path) -> None:
         (["--config", "none.json"], "none.json cannot be read as a config"),
         (["--pipe", "nowhere"], "nowhere"),
         (["--device", "tpu"], "device='tpu' is not known"),
-        (["--model", "sdxl", "--height", "1001"], "height=1001 is not a multiple of 8"),
+        (["--model", "sdxl", "--height", "1001"], "height=1001 is no positive multiple of 8"),
         (["--model", "sdxl", "--json", "/dev/null/plan.json"], "cannot write to /dev/null"),
     ],
 )

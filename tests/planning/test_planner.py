@@ -111,8 +111,11 @@ def test_faster_links_and_devices_are_seen(small: Plan) -> None:
         ({"device": "tpu"}, "device='tpu' is not known; choose one of rtx3090"),
         ({"link": "usb"}, "link='usb' is not known; choose one of pcie3"),
         ({"images": 0}, "images=0 must be at least 1"),
-        ({"num_inference_steps": 0}, "num_inference_steps=0 must be at least 1"),
+        ({"num_inference_steps": 2}, "num_inference_steps=2 must be at least 3"),
         ({"k": 60}, "k=60"),
+        ({"hieght": 64}, "hieght: StableDiffusion3Pipeline takes no such keyword"),
+        ({"frames": 5}, "num_frames: StableDiffusion3Pipeline takes no such keyword"),
+        ({"height": 63}, "StableDiffusion3Pipeline refuses this call: .height."),
         ({"figures": "none.json"}, "none.json"),
         ({"psnr_db": float("nan")}, "psnr_db=nan must be a number above 0"),
     ],
@@ -127,6 +130,35 @@ def test_what_is_no_pipeline_is_refused() -> None:
         hybridiff_compile.plan(torch.nn.Linear(1, 1))
     with pytest.raises(UnsupportedPipelineError, match="guidance_scale"):
         hybridiff_compile.plan(models.load("tiny-sdxl"), guidance_scale=1.0)
+
+
+def test_settings_of_an_architecture_are_refused_before_it_is_traced(tmp_path: Path) -> None:
+    def refused(of: Any, message: str, **asked: Any) -> None:
+        with pytest.raises(ConfigError, match=message):
+            hybridiff_compile.plan(of, **asked)
+
+    refused("sdxl", "hieght: a plan without weights takes no such keyword", hieght=512)
+    refused("sdxl", "k=60", k=60)
+    config = {"_class_name": "UNet2DConditionModel"}
+    refused(config, "sample_size=None in the config: pass height and width")
+    broken = {"_class_name": "SD3Transformer2DModel", "num_layers": "x"}
+    refused(broken, "SD3Transformer2DModel cannot be made of this config")
+    refused(str(tmp_path), "cannot be read as a config")
+
+
+def test_a_config_may_leave_defaults_out_and_lie_in_a_pipelines_folder(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    config = {"_class_name": "SD3Transformer2DModel", "num_layers": 2, "sample_size": 32}
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    found = hybridiff_compile.plan(str(tmp_path), height=256, width=256)
+    assert found.subject.picture.shape == (1, 16, 32, 32)
+
+
+def test_a_prompt_and_a_count_of_pictures_are_the_calls_own() -> None:
+    found = hybridiff_compile.plan(
+        "tiny-sdxl", prompt="a cat", num_images_per_prompt=2, num_inference_steps=9
+    )
+    assert found.subject.picture.shape[0] == 2
 
 
 def test_planning_a_pipeline_leaves_it_as_it_was() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 import hybridiff_compile
 from hybridiff_compile.bench.figures import Row
-from hybridiff_compile.planning import devices, predict, report
+from hybridiff_compile.planning import devices, predict, report, sentences
 from hybridiff_compile.planning.predict import Plan
 from hybridiff_compile.planning.steps import Times
 
@@ -28,8 +28,8 @@ def plan() -> Plan:
 
 
 def test_sentences_say_the_ceiling_and_what_holds_it_back(plan: Plan) -> None:
-    said = "\n".join(report.sentences(plan))
-    assert "takes 1.60 times a branch's own" in said
+    said = "\n".join(sentences.of(plan))
+    assert "take one device 1.60 times a branch's own" in said
     assert "exact gains 1.58." in said
     # 17 serial steps and 3 halves of one, of 20 that take 1.6.
     assert "with 3 pipelined steps could gain 1.73" in said
@@ -45,9 +45,29 @@ def test_what_does_not_fit_or_cannot_run_yet_is_said(plan: Plan) -> None:
         memory=(1, 30 * 10**9, 1),
         subject=replace(plan.subject, batched=False),
     )
-    said = "\n".join(report.sentences(video))
+    said = "\n".join(sentences.of(video))
     assert "It does not fit: 30.0 GB of weights and activations, and rtx3090 has 24 GB" in said
     assert "calls its denoiser twice a step" in said
+    assert "optimize(pipe, gpus=2" not in said
+
+
+def test_two_that_fit_where_one_does_not_are_said_to(plan: Plan) -> None:
+    large = replace(plan, device="rtx3090", memory=(30 * 10**9, 1, 1))
+    said = "\n".join(sentences.of(large))
+    assert "One device cannot run it, two can: it holds 30.0 GB" in said
+
+
+def test_two_devices_that_do_not_pay_are_not_recommended(plan: Plan) -> None:
+    slow = replace(plan.recommended, settings={"mode": "exact"}, speedup=0.5)
+    said = "\n".join(sentences.of(replace(plan, recommended=slow)))
+    assert "Two devices do not pay" in said
+    assert "optimize(pipe, gpus=2, mode='exact'), takes 2.00 times as long as one" in said
+    assert "Fastest within" not in said
+    best = plan.recommended
+    assert "Fastest within 40 dB of one device" in "\n".join(sentences.of(plan))
+    # What is recommended takes as long as the same run in the table would.
+    run = next(r for r in plan.runs if r.mode == "hybrid")
+    assert best.seconds == pytest.approx(run.seconds)
 
 
 def test_rows_are_of_the_vocabulary_and_agree_with_the_runs(plan: Plan) -> None:
@@ -60,7 +80,7 @@ def test_rows_are_of_the_vocabulary_and_agree_with_the_runs(plan: Plan) -> None:
         assert (row.device, row.link, row.batch) == ("here", "pcie3", 1)
     paper = rows[2]
     assert paper.predicted_step_ms_by_phase == pytest.approx({"serial": 1010, "pipelined": 750})
-    assert paper.limited_by == "forward 99.0%, link 1.0%"
+    assert paper.limited_by == "forward 99%, link 1%, driver 0%"
 
 
 def test_tables_show_every_mode_and_cut(plan: Plan) -> None:
@@ -69,5 +89,6 @@ def test_tables_show_every_mode_and_cut(plan: Plan) -> None:
         assert f"\n  {run.mode} " in shown
     for cut in plan.cuts:
         assert f"\n  {cut.where} " in shown
+    assert "9 + 11, 11 run" in shown  # of the steps among extrapolated ones some are computed
     assert "paper s" not in shown  # this is not the paper's setting
     assert max(map(len, shown.split("\n\n")[1].splitlines())) <= report.WIDTH

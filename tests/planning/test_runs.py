@@ -53,12 +53,24 @@ def test_asyncdiff_warms_up_as_one_device():
 @pytest.mark.parametrize(
     ("mode", "phase", "times", "limit"),
     [
-        ("exact", Phase.SERIAL, T, "forward 97.2%, link 0.9%"),
-        ("paper", Phase.PIPELINED, T, "stage0 89.3%, link 7.1%"),
-        ("paper", Phase.PIPELINED, replace(T, cut=0.0, stages=(4, 5)), "stage1 94.3%, link 1.9%"),
-        ("paper", Phase.DRAINED, T, "stage1 94.1%, link 2.0%"),
-        ("asyncdiff", Phase.PIPELINED, T, "stage0 90.0%, link 8.0%"),
-        ("asyncdiff", Phase.PIPELINED, replace(T, cut=0.0), "stage1 96.0%, link 2.0%"),
+        ("exact", Phase.SERIAL, T, "forward 97%, link 1%, driver 2%"),
+        (
+            "exact",
+            Phase.SERIAL,
+            replace(T, branch=(11, 9), own=0),
+            "forward 100%, link 0%, driver 0%",
+        ),
+        ("asyncdiff", Phase.SERIAL, T, "forward 100%, link 0%, driver 0%"),
+        ("paper", Phase.PIPELINED, T, "stage0 89%, link 7%, driver 4%"),
+        (
+            "paper",
+            Phase.PIPELINED,
+            replace(T, cut=0.0, stages=(4, 5)),
+            "stage1 94%, link 2%, driver 4%",
+        ),
+        ("paper", Phase.DRAINED, T, "stage1 94%, link 2%, driver 4%"),
+        ("asyncdiff", Phase.PIPELINED, T, "stage0 90%, link 8%, driver 2%"),
+        ("asyncdiff", Phase.PIPELINED, replace(T, cut=0.0), "stage1 96%, link 2%, driver 2%"),
     ],
 )
 def test_what_a_step_waits_for(mode, phase, times, limit):

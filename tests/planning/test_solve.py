@@ -20,9 +20,9 @@ def tried(steps, serial, cuts, kinds, budget):
     """Seconds of the fastest run, by trying every kind, count and cut."""
     found = [steps * serial]
     for kind, cut in itertools.product(kinds, cuts):
-        each = serial / kind.m if kind.name == "forecast" else max(cut.first, cut.last)
+        each = serial if kind.name == "forecast" else max(cut.first, cut.last)
         counts = [n for n in range(kind.most + 1) if kind.error * n <= budget + 1e-12]
-        found += [(steps - n) * serial + n * each for n in counts]
+        found += [(steps - n) * serial + n // kind.m * each for n in counts]
     return min(found)
 
 
