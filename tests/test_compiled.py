@@ -51,13 +51,17 @@ def eager() -> tuple[torch.Tensor, Any]:
         return picture(model), picture(model, output_type="np")
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder for Inductor's kernels, many of which the scopes have in common."""
+    return str(tmp_path_factory.mktemp("inductor"))
+
+
 @pytest.fixture(params=SCOPES, scope="module")
-def model(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
-    """A precompiled model, with a cache of its own."""
+def model(request: pytest.FixtureRequest, cache: str) -> Iterator[Any]:
+    """A precompiled model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", cache)
         pipe = pipelines.shallow()
         settings: Any = {"backend": "inductor", "scope": request.param, **FORCED}
         with hybridiff_compile.optimize(pipe, **settings) as model:

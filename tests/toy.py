@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from hybridiff_compile.capture.call import DenoiserCall
@@ -132,3 +132,18 @@ def linked() -> StepProgram:
 
 def guarded() -> StepProgram:
     return build_programs(captured().program, "exact")[Phase.SERIAL]
+
+
+def capture_simple(denoiser: nn.Module, sample: torch.Tensor | None = None) -> Captured:
+    """Capture `denoiser(sample)` from a doubled call."""
+    half = torch.randn(1, 4) if sample is None else sample
+    call = DenoiserCall.of(("sample",), (torch.cat([half, half]),), {})
+    positional, keyword = call.arguments
+    return capture(denoiser, call, lambda: denoiser(*positional.values(), **keyword))
+
+
+def denoiser_of(step: Captured) -> fx.GraphModule:
+    """The graph of one branch."""
+    module = step.program.graphs[0].get_submodule("denoiser")
+    assert isinstance(module, fx.GraphModule)
+    return module

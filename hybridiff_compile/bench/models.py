@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,11 +34,7 @@ def load(name: str) -> DiffusionPipeline:
     """Load one of NAMES, on the CPU in fp32, offline."""
     _known(name)
     folder = ASSETS / ("tiny-sdxl" if name == "sdxl-small" else name)
-    options: dict[str, Any] = {"add_watermarker": False}
-    if name == "tiny-sd3":
-        # diffusers takes an absent third encoder of SD3 only when it is told so.
-        options = {"text_encoder_3": None, "tokenizer_3": None}
-    pipe = load_folder(folder, **options)
+    pipe = load_folder(folder, **({} if name == "tiny-sd3" else {"add_watermarker": False}))
     return _with_large_unet(pipe) if name == "sdxl-small" else pipe
 
 
@@ -51,12 +48,16 @@ def load_folder(folder: Path, **options: Any) -> DiffusionPipeline:
     Raises:
         ConfigError: the folder holds no pipeline, or one that diffusers cannot load.
     """
-    if not (folder / "model_index.json").is_file():
+    index = folder / "model_index.json"
+    if not index.is_file():
         raise ConfigError(
             f"{folder} holds no pipeline: there is no model_index.json in it; name a folder that "
             "pipe.save_pretrained(...) wrote."
         )
     try:
+        # diffusers takes an absent part, as SD3's third encoder, only when it is told so again.
+        parts = json.loads(index.read_text(encoding="utf-8")).items()
+        options = {name: None for name, of in parts if of == [None, None]} | options
         with _quiet():
             return DiffusionPipeline.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, AttributeError) as e:  # an unknown class is the last of these

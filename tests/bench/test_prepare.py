@@ -136,7 +136,14 @@ def test_export_exports_a_compiled_model(monkeypatch, tmp_path):
     assert did == ["paper", wanted.call(), (Model, tmp_path / "package", "onnx")]
 
 
-@pytest.mark.parametrize("text", ["{", '{"_class_name": "NoSuchPipeline"}'])
+def test_a_folder_of_a_pipeline_that_was_saved_without_a_part_is_loaded(tmp_path):
+    models.load("tiny-sd3").save_pretrained(tmp_path)
+    pipe = models.load_folder(tmp_path)
+    assert pipe.components["text_encoder_3"] is None
+    assert pipe.components["transformer"] is not None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"_class_name": "NoSuchPipeline"}'])
 def test_a_folder_that_diffusers_cannot_load_is_refused(tmp_path, text):
     (tmp_path / "model_index.json").write_text(text)
     with pytest.raises(ConfigError, match=f"diffusers cannot load {tmp_path}"):

@@ -1,33 +1,15 @@
-import importlib
 import logging
-import sys
-import threading
 
 import pytest
 import torch
-from torch import fx, nn
-from torch._subclasses import FakeTensor
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from hybridiff_compile.capture.call import DenoiserCall
-from hybridiff_compile.capture.trace import Captured, capture
+from hybridiff_compile.capture.trace import capture
 from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.ir import Level, Phase
 from tests import toy
-
-
-def capture_simple(denoiser: nn.Module, sample: torch.Tensor | None = None) -> Captured:
-    """Capture `denoiser(sample)` from a doubled call."""
-    half = torch.randn(1, 4) if sample is None else sample
-    call = DenoiserCall.of(("sample",), (torch.cat([half, half]),), {})
-    positional, keyword = call.arguments
-    return capture(denoiser, call, lambda: denoiser(*positional.values(), **keyword))
-
-
-def denoiser_of(captured: Captured) -> fx.GraphModule:
-    module = captured.program.graphs[0].get_submodule("denoiser")
-    assert isinstance(module, fx.GraphModule)
-    return module
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -63,7 +45,7 @@ def test_parameters_and_buffers_are_named_and_shared_with_the_denoiser():
     captured = toy.capture_of(denoiser, toy.call_of())
     own = dict((*denoiser.named_parameters(), *denoiser.named_buffers()))
     assert captured.program.parameters == own.keys()
-    graph = denoiser_of(captured)
+    graph = toy.denoiser_of(captured)
     for name, tensor in (*graph.named_parameters(), *graph.named_buffers()):
         assert tensor is own[name]
 
@@ -120,7 +102,9 @@ def test_dropout_in_eval_mode_leaves_no_node():
         def forward(self, sample: torch.Tensor) -> torch.Tensor:
             return self.body(sample)
 
-    targets = [str(n.target) for n in denoiser_of(capture_simple(Named().eval())).graph.nodes]
+    targets = [
+        str(n.target) for n in toy.denoiser_of(toy.capture_simple(Named().eval())).graph.nodes
+    ]
     assert targets.count("aten.linear.default") == 2
     assert not any("dropout" in t or "assert" in t for t in targets)
 
@@ -135,7 +119,7 @@ def test_decision_on_a_tensor_value_is_refused_and_its_line_named(capfd, caplog)
     talker = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     talker.addHandler(caplog.handler)  # torch's loggers do not propagate
     with pytest.raises(CaptureError) as e:
-        capture_simple(Decides())
+        toy.capture_simple(Decides())
     talker.removeHandler(caplog.handler)
     text = str(e.value)
     assert "Decides cannot be exported at forward (if sample.sum() > 0:)" in text
@@ -143,60 +127,6 @@ def test_decision_on_a_tensor_value_is_refused_and_its_line_named(capfd, caplog)
     assert "gpus=1" in text
     assert capfd.readouterr() == ("", "")  # no listing of the graph
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-
-
-def test_what_a_denoiser_says_while_it_is_exported_is_heard(capsys):
-    class Talks(nn.Module):
-        def forward(self, sample: torch.Tensor) -> torch.Tensor:
-            if not isinstance(sample, FakeTensor):
-                return sample + 1
-            print("traced", file=sys.stderr)
-            return sample + 1
-
-    capture_simple(Talks())
-    assert capsys.readouterr().err == "traced\n"
-
-
-def test_what_belongs_to_the_process_is_left_alone_while_exporting(caplog):
-    from torch.export import _trace
-
-    torch_logger, heard = logging.getLogger("torch"), []
-    talker = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    process = (sys.stderr, torch_logger.level)
-
-    class Looks(nn.Module):
-        def forward(self, sample: torch.Tensor) -> torch.Tensor:
-            if isinstance(sample, FakeTensor):
-                heard.append((sys.stderr, torch_logger.level))
-                talker.warning("of this export")
-                other = threading.Thread(target=talker.warning, args=("of another thread",))
-                other.start()
-                other.join()
-                if sample.sum() > 0:
-                    return sample
-            return sample + 1
-
-    talker.addHandler(caplog.handler)
-    with pytest.raises(CaptureError):
-        capture_simple(Looks())
-    talker.removeHandler(caplog.handler)
-    assert heard == [process]
-    warned = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert set(warned) == {"of another thread"}
-    assert not talker.filters
-    assert "print" not in vars(_trace)
-
-
-def test_a_torch_without_that_inner_module_is_exported_as_well(monkeypatch):
-    own = importlib.import_module
-
-    def without(name: str) -> object:
-        if name == "torch.export._trace":
-            raise ImportError(name)
-        return own(name)
-
-    monkeypatch.setattr(importlib, "import_module", without)
-    capture_simple(nn.Linear(4, 4))
 
 
 def test_denoiser_whose_rows_depend_on_each_other_is_refused():
@@ -222,7 +152,7 @@ def test_branches_that_stay_together_may_depend_on_each_other():
     batch = call.tensors()["sample"]
     captured = capture(denoiser, call, lambda: denoiser(batch), together=True)
     assert (captured.shared, captured.program.contracts[0].inputs) == ((), ("sample",))
-    (sample,) = [n for n in denoiser_of(captured).graph.nodes if n.op == "placeholder"]
+    (sample,) = [n for n in toy.denoiser_of(captured).graph.nodes if n.op == "placeholder"]
     assert sample.meta["val"].shape == (2, 4)
     assert torch.equal(captured.program.graphs[0](batch)["prediction"], denoiser(batch))
     with pytest.raises(CaptureError, match="the exported Normalized gives a relative difference"):
@@ -235,7 +165,7 @@ def test_prediction_of_another_shape_than_the_batched_one_is_refused():
             return sample.sum(0)
 
     with pytest.raises(CaptureError, match=r"branches of Sums, .*shapes \(8,\) and \(4,\)"):
-        capture_simple(Sums())
+        toy.capture_simple(Sums())
 
 
 def test_nan_prediction_is_refused():
@@ -244,7 +174,7 @@ def test_nan_prediction_is_refused():
             return sample * torch.nan
 
     with pytest.raises(CaptureError, match="a relative difference of nan"):
-        capture_simple(NotANumber())
+        toy.capture_simple(NotANumber())
 
 
 def test_several_outputs_are_refused():
@@ -253,22 +183,7 @@ def test_several_outputs_are_refused():
             return sample, sample * 2
 
     with pytest.raises(CaptureError, match="Two returns 2 tensors among 2 values"):
-        capture_simple(Two())
-
-
-def test_torch_keeps_nothing_of_the_export():
-    """Its table would hold the exported graph, tens of megabytes for a UNet, until the next one."""
-    from torch.fx import graph_module
-    from torch.fx.experimental import proxy_tensor
-
-    others = fx.symbolic_trace(nn.Linear(4, 4))
-    before = set(graph_module._loader.eval_cache)
-    captured = capture_simple(nn.Linear(4, 4))
-    assert not proxy_tensor._FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT
-    assert before <= set(graph_module._loader.eval_cache)  # of other graphs, such as `others`
-    assert others.code
-    kept = set(graph_module._loader.eval_cache) - before
-    assert len(kept) == len([*captured.program.graphs, denoiser_of(captured)])
+        toy.capture_simple(Two())
 
 
 def test_what_the_export_lifted_is_held_by_the_graph_again():
@@ -290,23 +205,7 @@ def test_what_the_export_lifted_is_held_by_the_graph_again():
             return doubled + own + self.sample_ + torch.tensor([1.0, 2.0, 3.0, 4.0])
 
     denoiser, sample = Holds(), torch.randn(1, 4)
-    module = denoiser_of(capture_simple(denoiser, sample))
+    module = toy.denoiser_of(toy.capture_simple(denoiser, sample))
     assert torch.equal(module(sample), denoiser(sample))
     for name in ("tied", "kept", "not_saved", "plain", "sample_"):
         assert getattr(module, name) is getattr(denoiser, name)
-
-
-def test_no_stack_traces_are_noted_while_exporting_and_the_setting_is_put_back():
-    from torch.fx import config
-
-    seen = []
-
-    class Looks(nn.Module):
-        def forward(self, sample: torch.Tensor) -> torch.Tensor:
-            if isinstance(sample, FakeTensor):
-                seen.append(config.do_not_emit_stack_traces)
-            return sample + 1
-
-    capture_simple(Looks())
-    assert seen == [True]
-    assert config.do_not_emit_stack_traces is False

@@ -1,5 +1,6 @@
 """Bytes that a plan reads off the programs, against those that real ranks send."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -9,10 +10,22 @@ from hybridiff_compile.bench import models
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.passes import build_programs
 from hybridiff_compile.planning import schedules, traffic
-from hybridiff_compile.planning.subject import first_call, of_call
+from hybridiff_compile.planning.subject import Subject, first_call, of_call
 from tests import pipelines, toy
 
-SWITCHED = {"tau1": 3, "k": 3}
+SWITCHED = {"tau1": 2, "k": 3}
+STEPS = 6
+
+
+def call_of(name: str) -> dict[str, Any]:
+    return {**models.call_settings(name), "num_inference_steps": STEPS}
+
+
+@functools.cache
+def planned(name: str) -> Subject:
+    """Traced by itself, on a pipeline that nothing has run."""
+    pipe = models.load(name)
+    return of_call(pipe, first_call(pipe, call_of(name)), STEPS, name)
 
 
 @pytest.mark.parametrize(
@@ -26,17 +39,14 @@ SWITCHED = {"tau1": 3, "k": 3}
     ],
 )
 def test_a_run_sends_that_many_bytes(name: str, mode: Any, how: dict[str, Any]) -> None:
-    call = {**models.call_settings(name), "num_inference_steps": 9}
     pipe: Any = models.load(name)
     pipe.set_progress_bar_config(disable=True)
     with hybridiff_compile.optimize(pipe, mode=mode, **how) as model:
-        model.compile(progress=False, **call)
         for _ in range(2):  # the second one sends nothing that only a first call does
-            model(pipelines.PROMPT, output_type="latent", **call)
+            model(pipelines.PROMPT, output_type="latent", **call_of(name))
         report = model.report
         (entry,) = model.session().entries.values()
-    again = models.load(name)
-    subject = of_call(again, first_call(again, call), 9, name)
+    subject = planned(name)
     phases = [step.phase for step in report.steps]
     found = traffic.picture_bytes(entry.programs, phases, subject.changing, entry.key)
     assert found == report.bytes_sent
@@ -46,19 +56,17 @@ def test_a_run_sends_that_many_bytes(name: str, mode: Any, how: dict[str, Any]) 
 
 
 def test_a_run_of_both_branches_in_a_batch_sends_about_as_many() -> None:
-    name, steps = "sdxl-small", 9
-    call = {**models.call_settings(name), "num_inference_steps": steps}
+    name = "sdxl-small"
     pipe: Any = models.load(name)
     pipe.set_progress_bar_config(disable=True)
     with hybridiff_compile.optimize(pipe, mode="asyncdiff") as model:
-        model(pipelines.PROMPT, output_type="latent", **call)
+        model(pipelines.PROMPT, output_type="latent", **call_of(name))
         report = model.report
-    again = models.load(name)
-    subject = of_call(again, first_call(again, call), steps, name)
+    subject = planned(name)
     own = build_programs(subject.captured.program, "paper")
-    planned = schedules.phases("asyncdiff", subject.family, steps)
-    assert [step.phase for step in report.steps] == planned
-    assert traffic.batched_bytes(own, planned) == pytest.approx(report.bytes_sent, rel=0.05)
+    phases = schedules.phases("asyncdiff", subject.family, STEPS)
+    assert [step.phase for step in report.steps] == phases
+    assert traffic.batched_bytes(own, phases) == pytest.approx(report.bytes_sent, rel=0.05)
 
 
 CHANGING = ("sample", "timestep")
