@@ -1,10 +1,12 @@
 """`hybridiff bench`: order, rows and failures of made-up processes, and real ones once."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +166,7 @@ def test_a_process_that_fails_or_dies_is_one_clear_error(tmp_path: Path) -> None
 
 
 def test_a_process_ends_with_its_command_in_the_midst_of_a_picture(tmp_path: Path) -> None:
-    call = {"num_inference_steps": 500, "height": 64, "width": 64}
+    call = {"num_inference_steps": 900, "height": 128, "width": 128}
     command = f"""
 import sys
 from pathlib import Path
@@ -180,13 +182,17 @@ if __name__ == "__main__":
     driver = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     pid = int(driver.stdout.readline())
-    time.sleep(1)  # the picture takes several seconds
+    time.sleep(1)
     driver.kill()
-    driver.communicate()
-    deadline = time.monotonic() + 3
+    driver.wait()  # for it alone: the process writes to the same pipe
+    deadline = time.monotonic() + 10  # of a picture that takes more than a minute
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
+    left = Path(f"/proc/{pid}").exists()
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    driver.stdout.close()
+    assert not left
 
 
 @pytest.mark.parametrize(
