@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybridiff_compile.bench import models
+from pydantic import ValidationError
+
+from hybridiff_compile.bench import figures, models
+from hybridiff_compile.bench.figures import Figures
 from hybridiff_compile.errors import ConfigError
 
 
@@ -28,12 +31,36 @@ def make_folders(out: Path, file: Path | None) -> None:
     """Make an output folder, and the folder of a file that is wanted too.
 
     Raises:
-        ConfigError: one of them cannot be made.
+        ConfigError: one of them cannot be made, or the file cannot be written.
     """
     if file is not None and file.is_dir():
         raise ConfigError(f"cannot write to {file}: it is a folder; name a file in it.")
     try:
         for folder in (out, *([file.parent] if file else [])):
             folder.mkdir(parents=True, exist_ok=True)
+        if file is not None:  # a folder may take no files; before the work, not after it
+            part = figures.part_of(file)
+            part.touch()
+            part.unlink()
     except OSError as e:
         raise ConfigError(f"cannot write to {e.filename}: {e.strerror}; choose another.") from e
+
+
+def read_figures(path: Path) -> Figures:
+    """Read a file of figures.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    try:
+        return figures.read(path)
+    except OSError as e:
+        raise ConfigError(f"{path} cannot be read: {e.strerror}; name a file of --json.") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path} is no text; name a file that --json wrote.") from e
+    except ValidationError as e:
+        (why, *_) = e.errors()
+        where = ".".join(map(str, why["loc"])) or "its top level"
+        raise ConfigError(
+            f"{path} is no file of figures: {why['msg']} at {where}; name one that --json wrote."
+        ) from e

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hybridiff_compile.bench import figures
+from hybridiff_compile.bench import asked
 from hybridiff_compile.bench.figures import Environment, Figures, Row
 from hybridiff_compile.bench.tables import NOT_MEASURED, number
 from hybridiff_compile.errors import ConfigError
@@ -72,7 +71,7 @@ def run(first: Path, second: Path, console: Console) -> Compared:
     Raises:
         ConfigError: one cannot be read, or they have no row in common.
     """
-    found = compare(read(first), read(second))
+    found = compare(asked.read_figures(first), asked.read_figures(second))
     if not found.both:
         raise ConfigError(
             f"{first} and {second} have no row in common: a row is the same if its "
@@ -88,26 +87,6 @@ def run(first: Path, second: Path, console: Console) -> Compared:
             words = "; ".join(_label(row) for row in rows)
             console.print(f"only in {name}: {words}", style="dim", soft_wrap=True, highlight=False)
     return found
-
-
-def read(path: Path) -> Figures:
-    """Read a file of figures.
-
-    Raises:
-        ConfigError: it cannot be.
-    """
-    try:
-        return figures.read(path)
-    except OSError as e:
-        raise ConfigError(f"{path} cannot be read: {e.strerror}; name a file of --json.") from e
-    except UnicodeDecodeError as e:
-        raise ConfigError(f"{path} is no text; name a file that --json wrote.") from e
-    except ValidationError as e:
-        (why, *_) = e.errors()
-        raise ConfigError(
-            f"{path} is no file of figures: {why['msg']} at {'.'.join(map(str, why['loc']))}; name "
-            "one that --json wrote."
-        ) from e
 
 
 def table(found: Compared, first: Path, second: Path) -> Table:

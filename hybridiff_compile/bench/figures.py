@@ -171,9 +171,14 @@ def write(path: Path, rows: Sequence[Row], where: Environment) -> None:
     """Write a file of figures; a reader never sees half of one."""
     text = Figures(environment=where, rows=tuple(rows)).model_dump_json(indent=2, exclude_none=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    part = part_of(path)
     part.write_text(text + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def part_of(path: Path) -> Path:
+    """Where a file is written before it takes its name."""
+    return path.with_name(f"{path.name}.part")
 
 
 def read(path: Path) -> Figures:

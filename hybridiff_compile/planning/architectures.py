@@ -141,8 +141,8 @@ def of_config(
             raise ConfigError(
                 f"{file} cannot be read as a config: {e}; name a config.json that diffusers wrote."
             ) from e
-    if not isinstance(config, Mapping) or config.get("_class_name") not in KINDS:
-        name = config.get("_class_name") if isinstance(config, Mapping) else None
+    name = config.get("_class_name") if isinstance(config, Mapping) else None
+    if not isinstance(config, Mapping) or not isinstance(name, str) or name not in KINDS:
         raise ConfigError(
             f"_class_name={name!r} is no denoiser that can be planned for without weights; it is "
             f"one of {', '.join(KINDS)}. Pass the pipeline itself for another."
@@ -172,7 +172,13 @@ def _of(
         if trained is None and (height is None or width is None):
             raise ConfigError("sample_size=None in the config: pass height and width.")
         sizes = trained if isinstance(trained, list | tuple) else (trained or 0, trained or 0)
-        default = (8 * int(sizes[0]), 8 * int(sizes[1]))
+        try:
+            default = (8 * int(sizes[0]), 8 * int(sizes[1]))
+        except (TypeError, ValueError, IndexError) as e:
+            raise ConfigError(
+                f"sample_size={trained!r} in the config is no size in latent pixels: a number or "
+                "two; compare it with one that diffusers wrote."
+            ) from e
     return Architecture(
         name=name,
         config=config,

@@ -14,12 +14,14 @@ class Device:
     Attributes:
         name: by which a plan asks for it.
         flops: a second, dense 16-bit matrix products summed in 32 bits.
+        flops32: a second, in 32 bits without TF32, as torch multiplies matrices unless told to.
         memory_rate: bytes a second.
         memory: bytes.
     """
 
     name: str
     flops: float
+    flops32: float
     memory_rate: float
     memory: float
 
@@ -47,11 +49,11 @@ class Link:
 DEVICES = {
     d.name: d
     for d in (
-        Device("rtx3090", flops=71e12, memory_rate=936e9, memory=24e9),
-        Device("rtx4090", flops=165e12, memory_rate=1008e9, memory=24e9),
-        Device("a100", flops=312e12, memory_rate=2039e9, memory=80e9),
-        Device("h100", flops=989e12, memory_rate=3350e9, memory=80e9),
-        Device("h200", flops=989e12, memory_rate=4800e9, memory=141e9),
+        Device("rtx3090", flops=71e12, flops32=35.6e12, memory_rate=936e9, memory=24e9),
+        Device("rtx4090", flops=165e12, flops32=82.6e12, memory_rate=1008e9, memory=24e9),
+        Device("a100", flops=312e12, flops32=19.5e12, memory_rate=2039e9, memory=80e9),
+        Device("h100", flops=989e12, flops32=67e12, memory_rate=3350e9, memory=80e9),
+        Device("h200", flops=989e12, flops32=67e12, memory_rate=4800e9, memory=141e9),
     )
 }
 #: PCIe: 16 lanes, three quarters of the lanes' rate. NVLink: that of the H100, two thirds.
@@ -95,6 +97,8 @@ def link(name: str) -> Link:
     Raises:
         ConfigError: there is none of that name.
     """
+    if name == HERE:
+        raise ConfigError("link='here' is measured between devices; ask for device='here' too.")
     if name not in LINKS:
         raise ConfigError(f"link={name!r} is not known; choose one of {', '.join(LINKS)}.")
     return LINKS[name]

@@ -2,59 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from hybridiff_compile.bench import figures
+from hybridiff_compile.bench.asked import read_figures
 from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.planning.solve import Kind
 
-#: `hybridiff sweep` on the embedded pipelines, 64 prompts: no other model can be measured here.
-MEASURED = Path(__file__).resolve().parent.parent / "assets" / "sweep.json"
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+#: `hybridiff sweep` on the embedded pipelines, 50 steps of 64 prompts and 28 and 20 of 32 ones: no
+#: other model can be measured here.
+MEASURED = (_ASSETS / "sweep.json", _ASSETS / "sweep-fewer-steps.json")
 
 
-def kinds(model: str, most: dict[str, int], file: Path = MEASURED) -> list[Kind]:
-    """The phases that may take the place of serial steps, with the error that a step of each adds.
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """What phases were measured to do to pictures.
 
-    Errors are taken to add up: of the runs of a kind, the one with the most error a step counts.
+    Attributes:
+        model: whose pictures.
+        steps: of the runs; None if none were of as few steps as are planned for.
+        kinds: the phases that may take the place of serial steps, with the error that a step of
+            each adds; none without such runs.
+    """
+
+    model: str
+    steps: int | None
+    kinds: tuple[Kind, ...]
+
+
+def errors(
+    model: str, steps: int, most: Mapping[str, int], files: Sequence[Path] = MEASURED
+) -> Errors:
+    """Read what phases do in runs of as many steps, or of the next fewer that were measured.
+
+    The error of an extrapolated step grows with the second power of its distance, its square with
+    the fourth, so runs of more steps say nothing of it. Errors are taken to add up: of the runs of
+    a kind, the one with the most error a step counts.
 
     Args:
         model: whose rows to read.
+        steps: of the run that is planned for.
         most: steps of each mode that a run may have.
-        file: of figures.
+        files: of figures.
 
     Raises:
-        ConfigError: the file cannot be read, or says nothing of the model.
+        ConfigError: a file cannot be read, or none says anything of the model.
     """
-    found: dict[tuple[str, int], float] = {}
-    for row in read(file):
-        if row.model != model or row.mode not in most or row.psnr_db is None:
-            continue
-        count = sum((row.steps_by_phase or {}).values()) - (row.steps_by_phase or {}).get(
-            "serial", 0
-        )
-        if count == 0:
-            continue
-        key = row.mode, row.m if row.mode == "forecast" and row.m else 1
-        found[key] = max(found.get(key, 0.0), error_of(row.psnr_db) / count)
-    if not found:
+    rows = [
+        row
+        for file in files
+        for row in read_figures(file).rows
+        if row.model == model and _tells(row, most)
+    ]
+    if not rows:
         raise ConfigError(
-            f"{file} has no row of {model} in a mode that switches; run hybridiff sweep --json."
+            f"{', '.join(map(str, files))}: no row of {model} in a mode that switches; run "
+            "hybridiff sweep --json."
         )
-    return [Kind(mode, m, error, most[mode]) for (mode, m), error in sorted(found.items())]
+    near = max((row.steps for row in rows if row.steps and row.steps <= steps), default=None)
+    found: dict[tuple[str, int], float] = {}
+    for row in (row for row in rows if row.steps == near and near is not None):
+        assert row.psnr_db is not None
+        key = row.mode, row.m if row.mode == "forecast" and row.m else 1
+        found[key] = max(found.get(key, 0.0), error_of(row.psnr_db) / _switched(row))
+    kinds = (Kind(mode, m, error, most[mode]) for (mode, m), error in sorted(found.items()))
+    return Errors(model, near, tuple(kinds))
 
 
-def read(file: Path) -> tuple[Row, ...]:
-    """The rows of a file of figures.
+def _tells(row: Row, most: Mapping[str, int]) -> bool:
+    """Whether it measured a kind of phase that a run may have; guided with an m is none."""
+    extrapolates = row.mode != "forecast" and row.m not in (None, 1)
+    return row.mode in most and row.psnr_db is not None and _switched(row) > 0 and not extrapolates
 
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        return figures.read(file).rows
-    except (OSError, ValueError) as e:  # a pydantic ValidationError is one
-        why = str(e).partition("\n")[0]
-        raise ConfigError(f"{file} holds no figures: {why}; name what sweep --json wrote.") from e
+
+def _switched(row: Row) -> int:
+    """Steps that were not serial."""
+    steps = row.steps_by_phase or {}
+    return sum(steps.values()) - steps.get("serial", 0)
 
 
 def error_of(psnr_db: float) -> float:

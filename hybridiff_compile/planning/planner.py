@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from hybridiff_compile.api import find_denoiser
 from hybridiff_compile.bench import models
+from hybridiff_compile.bench.asked import read_figures
 from hybridiff_compile.config import PAPER_STEPS
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.lower.device import device_of
@@ -16,7 +18,6 @@ from hybridiff_compile.planning import (
     alone,
     architectures,
     devices,
-    fidelity,
     link_probe,
     schedules,
 )
@@ -71,14 +72,14 @@ def plan(
         CaptureError: the denoiser cannot be traced.
         WorkerError: the process that helps to measure the link failed.
     """
-    _check(gpus, images, num_inference_steps, psnr_db)
     steps = PAPER_STEPS if num_inference_steps is None else num_inference_steps
     size = {"height": height, "width": width, "frames": frames}
+    _check(gpus, images, steps, size, psnr_db, figures)
     name = pipe if isinstance(pipe, str) else type(pipe).__name__
     named = device != devices.HERE
     on, over = (devices.device(device), devices.link(link)) if named else (None, None)
     if figures is not None:
-        fidelity.read(Path(figures))
+        read_figures(Path(figures))
     if isinstance(pipe, str) and pipe in models.NAMES:
         call = {**models.call_settings(pipe), **call}
         pipe = models.load(pipe)
@@ -103,18 +104,31 @@ def plan(
         return of_subject(subject, on, over, k=k, psnr_db=psnr_db, figures=figures)
 
 
-def _check(gpus: int, images: int, steps: int | None, psnr_db: float) -> None:
-    if gpus != 2:
+def _check(
+    gpus: int,
+    images: int,
+    steps: int,
+    size: Mapping[str, int | None],
+    psnr_db: float,
+    figures: str | Path | None,
+) -> None:
+    if not _is_whole(gpus) or gpus != 2:
         raise ConfigError(f"gpus={gpus!r}: the passes make programs for 2 devices; plan for 2.")
-    if images < 1:
-        raise ConfigError(f"images={images} must be at least 1.")
-    if steps is not None and steps < LEAST_STEPS:
-        raise ConfigError(
-            f"num_inference_steps={steps} must be at least {LEAST_STEPS}: the paper's mode has "
-            "serial steps before and after."
-        )
-    if not 0 < psnr_db < float("inf"):
-        raise ConfigError(f"psnr_db={psnr_db} must be a number above 0, in dB.")
+    least = {"images": (images, 1), "num_inference_steps": (steps, LEAST_STEPS)}
+    least |= {name: (value, 1) for name, value in size.items() if value is not None}
+    for name, (value, fewest) in least.items():
+        if not _is_whole(value) or value < fewest:
+            why = ": the paper's mode has serial steps before and after" if fewest > 1 else ""
+            raise ConfigError(f"{name}={value!r} must be a whole number, at least {fewest}{why}.")
+    number = isinstance(psnr_db, int | float) and not isinstance(psnr_db, bool)
+    if not number or not 0 < psnr_db < float("inf"):
+        raise ConfigError(f"psnr_db={psnr_db!r} must be a number above 0, in dB.")
+    if not isinstance(figures, str | Path | None):
+        raise ConfigError(f"figures={figures!r} is no path; name a file that sweep --json wrote.")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _architecture(
@@ -125,10 +139,15 @@ def _architecture(
             f"{', '.join(call)}: a plan without weights takes no such keyword; pass a pipeline for "
             "keywords of its call."
         )
-    if isinstance(of, str) and of not in architectures.NAMES and Path(of).exists():
-        of = Path(of)
-    if isinstance(of, str):
+    if isinstance(of, str) and of in architectures.NAMES:
         return architectures.named(of, **size)
+    if isinstance(of, str):
+        if not of or not Path(of).exists():
+            known = ", ".join((*architectures.NAMES, *models.NAMES))
+            raise ConfigError(
+                f"{of!r} is neither a file nor a folder nor a model; choose one of {known}."
+            )
+        of = Path(of)
     return architectures.of_config(of, **size)
 
 
@@ -139,6 +158,9 @@ def _keywords(
     takes = inspect.signature(type(pipe).__call__).parameters
     names = {"height": "height", "width": "width", "frames": "num_frames"}
     counts = ("num_images_per_prompt", "num_videos_per_prompt")
+    twice = [name for name in counts if name in call and images != 1]
+    if twice:
+        raise ConfigError(f"images={images} and {twice[0]}={call[twice[0]]}: give one of them.")
     given = {name: images for name in counts if name in takes} | dict(call)
     given |= {names[key]: value for key, value in size.items() if value is not None}
     unknown = [key for key in given if key not in takes]

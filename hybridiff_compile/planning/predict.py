@@ -23,6 +23,7 @@ from hybridiff_compile.planning import (
     traffic,
 )
 from hybridiff_compile.planning.cuts import CutPlan
+from hybridiff_compile.planning.fidelity import Errors
 from hybridiff_compile.planning.published import ReferenceSplit
 from hybridiff_compile.planning.runs import Recommended, RunPlan
 from hybridiff_compile.planning.steps import Times
@@ -55,10 +56,12 @@ class Plan:
         cuts: the frontier between balance and crossing bytes.
         chosen: place in `cuts` of the one that `optimize` takes.
         step_bytes: tensors that cross in a step of each phase, fed inputs included.
+        prediction: bytes of one branch's prediction.
         memory: bytes on one device that does all, on rank 0, on rank 1: the denoiser's weights and
             activations, and features kept between steps; encoders and VAE are not in it.
         runs: of each mode.
         psnr_db: the budget of error that `recommended` keeps, and it.
+        errors: by which `recommended` keeps it.
         reference: the split by hand of the paper's code; None if it has none for the model.
     """
 
@@ -72,10 +75,12 @@ class Plan:
     cuts: tuple[CutPlan, ...]
     chosen: int
     step_bytes: Mapping[Phase, int]
+    prediction: int
     memory: tuple[int, int, int]
     runs: tuple[RunPlan, ...]
     psnr_db: float
     recommended: Recommended
+    errors: Errors
     reference: ReferenceSplit | None
 
     def __str__(self) -> str:
@@ -116,10 +121,11 @@ def of_subject(
         times, rate = on, sum(on.stages) / sum(costs.values())
         seconds = {n: rate * c for n, c in costs.items()}
     found, chosen = cuts.candidates(where, seconds, over, prediction)
-    kinds = fidelity.kinds(
+    errors = fidelity.errors(
         _measured_on(subject) if figures is None else subject.name,
+        subject.steps,
         runs.room(subject.family, subject.steps),
-        fidelity.MEASURED if figures is None else Path(figures),
+        fidelity.MEASURED if figures is None else (Path(figures),),
     )
     weights, activations = _weights(denoiser), roofline.peak_bytes(denoiser)
     return Plan(
@@ -136,6 +142,7 @@ def of_subject(
         cuts=found,
         chosen=chosen,
         step_bytes=_step_bytes(programs, subject),
+        prediction=prediction,
         memory=(
             weights + (2 if subject.batched else 1) * activations,
             weights + activations + crossing,
@@ -144,8 +151,9 @@ def of_subject(
         runs=tuple(_run(mode, programs, subject, times, k) for mode in schedules.MODES),
         psnr_db=psnr_db,
         recommended=runs.recommended(
-            subject.steps, times, found, kinds, fidelity.error_of(psnr_db)
+            subject.steps, times, found, errors.kinds, fidelity.error_of(psnr_db)
         ),
+        errors=errors,
         reference=published.measure(subject.name, denoiser, costs, where.noisy),
     )
 

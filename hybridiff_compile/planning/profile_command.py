@@ -47,6 +47,7 @@ class Asked:
         if self.model is not None:
             asking.check_names([self.model])
         asking.check_least("images", self.call["num_images_per_prompt"], 1)
+        asking.check_least("runs", self.runs, 1)
 
 
 def run(asked: Asked, console: Console) -> Profile:

@@ -69,7 +69,7 @@ def losses_table(profile: Profile) -> Table:
     found = losses(profile)
     total = sum(found.values())
     for name, seconds in found.items():
-        label = _BLAME.get(name, "half of one device's denoiser")
+        label = _BLAME.get(name, "what the steps compute, evenly shared")
         table.add_row(label, f"{seconds:.3f}", f"{seconds / total:.1%}")
     table.add_row("the picture", f"{total:.3f}", "")
     return table

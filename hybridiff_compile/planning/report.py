@@ -58,7 +58,8 @@ def title(plan: Plan) -> str:
     size = f"{subject.width} x {subject.height}"
     size += f", {subject.frames} frames" if subject.frames > 1 else ""
     return (
-        f"{subject.name}, {size}, {subject.steps} steps, on two {plan.device} over {plan.link}: "
+        f"{subject.name}, {size}, {subject.steps} steps, {_dtype(plan)}, on two {plan.device} over "
+        f"{plan.link}: "
         f"{plan.weights / 1e9:.2f} GB of weights, {plan.flops / 1e12:.2f} TFLOP a forward"
     )
 

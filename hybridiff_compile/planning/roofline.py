@@ -28,15 +28,18 @@ class Work:
         flops: by torch's formulas.
         values: bytes of activations that it reads and writes.
         weights: bytes of weights that it reads, whatever the batch.
+        wide: whether it computes in 32 bits or more.
     """
 
     flops: int
     values: int
     weights: int
+    wide: bool = False
 
     def seconds(self, device: Device, batch: int = 1) -> float:
         """How long it takes at `batch` times the batch that it was traced at."""
-        compute = batch * self.flops / (COMPUTE * device.flops)
+        rate = device.flops32 if self.wide else device.flops
+        compute = batch * self.flops / (COMPUTE * rate)
         memory = (batch * self.values + self.weights) / (MEMORY * device.memory_rate)
         return max(compute, memory, LAUNCH)
 
@@ -59,7 +62,7 @@ def work(module: fx.GraphModule) -> dict[fx.Node, Work]:
         read = [(n, nbytes(n.meta["val"])) for n in node.all_input_nodes]
         weights = sum(size for n, size in read if _is_weight(n))
         values = sum(size for n, size in read if not _is_weight(n)) + nbytes(node.meta["val"])
-        found[node] = Work(flops.get(node, 0), values, weights)
+        found[node] = Work(flops.get(node, 0), values, weights, _is_wide(node.meta["val"]))
     return found
 
 
@@ -94,6 +97,11 @@ def peak_bytes(module: fx.GraphModule) -> int:
             nbytes(n.meta["val"]) for n in ends[node] if not _is_weight(n) and n.op != "output"
         )
     return peak
+
+
+def _is_wide(value: Any) -> bool:
+    first = value[0] if isinstance(value, tuple | list) else value
+    return isinstance(first, torch.Tensor) and first.dtype in (torch.float32, torch.float64)
 
 
 def _is_weight(node: fx.Node) -> bool:

@@ -138,7 +138,8 @@ def recommended(
     best = solve.solve(count, serial, at, kinds, budget)
     # A run that extrapolates needs no cut: the one to tell is that of the best which pipelines.
     piping = [replace(k, error=0.0) for k in kinds if k.name != "forecast"]
-    cut = solve.solve(count, serial, at, piping, budget).cut if piping else best.cut
+    piping = piping or [Kind("paper", 1, 0.0, count)]
+    cut = solve.solve(count, serial, at, piping, budget).cut
     settings: dict[str, Any] = {"mode": "exact"}
     if best.kind is not None:
         settings = {"mode": best.kind.name, "k": best.steps}

@@ -36,10 +36,10 @@ def of(plan: Plan) -> Iterator[str]:
         "The paper's mode begins at its latest step here, and hybrid extrapolates all that it may: "
         "both depend on the picture."
     )
-    cut, prediction = plan.cuts[plan.chosen].crossing, plan.subject.picture.nbytes
+    cut = plan.cuts[plan.chosen].crossing
     yield (
         f"The first pipelined step also sends the cut that fills the pipeline, {cut / 1e6:.2f} MB; "
-        f"a step of asyncdiff sends both branches, {2 * (cut + prediction) / 1e6:.2f} MB."
+        f"a step of asyncdiff sends both branches, {2 * (cut + plan.prediction) / 1e6:.2f} MB."
     )
     if plan.subject.batched:
         yield _advice(plan)
@@ -73,15 +73,20 @@ def _too_large(memory: tuple[int, int, int], device: devices.Device) -> Iterator
 def _advice(plan: Plan) -> str:
     best = plan.recommended
     settings = ", ".join(f"{name}={value!r}" for name, value in best.settings.items())
-    within = f"within {plan.psnr_db:g} dB of one device, by the errors that phases were measured to"
+    within, errors = f"within {plan.psnr_db:g} dB of one device", plan.errors
+    source = f"by the errors of phases in {errors.steps} steps of {errors.model}"
+    if errors.steps is None:
+        source = f"as no run of so few steps was measured on {errors.model}"
+    if errors.model != plan.subject.name:
+        source += ", not of this model"
     if best.speedup <= 1:
         return (
-            f"Two devices do not pay {within} make: the fastest, optimize(pipe, gpus=2, "
+            f"Two devices do not pay {within} ({source}): the fastest, optimize(pipe, gpus=2, "
             f"{settings}), takes {1 / best.speedup:.2f} times as long as one."
         )
     return (
-        f"Fastest {within} make: optimize(pipe, gpus=2, {settings}), {best.speedup:.2f} times one "
-        "device. mode='hybrid' finds such steps by itself."
+        f"Fastest {within} ({source}): optimize(pipe, gpus=2, {settings}), {best.speedup:.2f} "
+        "times one device; see model.verify(prompt). mode='hybrid' finds such steps by itself."
     )
 
 

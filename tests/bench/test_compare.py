@@ -61,11 +61,13 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     a = written(tmp_path / "a.json", A, row("exact", 4))
     b = written(tmp_path / "b.json", B, row("paper", 4))
     (tmp_path / "d.json").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "e.json").write_text("[]")
     (tmp_path / "c.json").write_text('{"rows": []}')
     for second, says in (
         (b, "have no row in common"),
         (str(tmp_path / "none.json"), "cannot be read: No such file"),
         (str(tmp_path / "d.json"), "is no text; name a file that --json wrote"),
+        (str(tmp_path / "e.json"), "Input should be an object at its top level"),
         (str(tmp_path / "c.json"), "is no file of figures: Field required at environment"),
     ):
         result = CliRunner().invoke(app, ["bench", "--compare", a, second])

@@ -17,7 +17,7 @@ def test_plans_of_several_models_are_printed_and_written(tmp_path: Path) -> None
     asked = ("--model", "tiny-sd3", "--model", "tiny-sdxl", "--steps", "12", "--link", "nvlink")
     result = runner.invoke(app, ["plan", *asked, "--json", str(file)])
     assert result.exit_code == 0, result.output
-    assert "tiny-sd3, 64 x 64, 12 steps, on two rtx3090 over nvlink" in result.output
+    assert "tiny-sd3, 64 x 64, 12 steps, float32, on two rtx3090 over nvlink" in result.output
     assert "optimize(pipe, gpus=2, mode=" in result.output
     rows = figures.read(file).rows
     assert {row.model for row in rows} == {"tiny-sd3", "tiny-sdxl"}
@@ -52,6 +52,8 @@ def test_a_config_file_is_planned_for(tmp_path: Path) -> None:
         (["--device", "tpu"], "device='tpu' is not known"),
         (["--model", "sdxl", "--height", "1001"], "height=1001 is no positive multiple of 8"),
         (["--model", "sdxl", "--json", "/dev/null/plan.json"], "cannot write to /dev/null"),
+        (["--model", "sdxl", "--json", "/proc/plan.json"], "cannot write to /proc/plan.json"),
+        (["--model", "sdxl", "--link", "here"], "ask for device='here' too"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str) -> None:

@@ -26,6 +26,7 @@ def test_link_takes_its_latency_and_its_bytes():
             lambda: devices.link("usb"),
             r"link='usb' is not known; choose one of pcie3, pcie4, nvlink",
         ),
+        (lambda: devices.link("here"), "ask for device='here' too"),
     ],
 )
 def test_unknown_names_are_refused(find, message):

@@ -18,6 +18,7 @@ from hybridiff_compile.bench import models
 from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.planning import architectures, devices, predict, report
+from hybridiff_compile.planning.devices import Device
 from hybridiff_compile.planning.predict import Plan
 from tests import pipelines
 
@@ -100,6 +101,9 @@ def test_faster_links_and_devices_are_seen(small: Plan) -> None:
 
     slow, linked = seconds("rtx3090", "pcie3"), seconds("rtx3090", "nvlink")
     fast = seconds("h200", "nvlink")
+    wide = Device("wide", flops=1e15, flops32=1e12, memory_rate=1e13, memory=1e10)
+    found = predict.of_subject(small.subject, wide, devices.link("nvlink"))  # in float32
+    assert found.times.both > 2 * small.flops / 1e12
     for mode in ("exact", "paper", "guided"):
         assert fast[mode] < linked[mode] < slow[mode]
 
@@ -110,8 +114,17 @@ def test_faster_links_and_devices_are_seen(small: Plan) -> None:
         ({"gpus": 3}, "gpus=3: the passes make programs for 2 devices"),
         ({"device": "tpu"}, "device='tpu' is not known; choose one of rtx3090"),
         ({"link": "usb"}, "link='usb' is not known; choose one of pcie3"),
-        ({"images": 0}, "images=0 must be at least 1"),
-        ({"num_inference_steps": 2}, "num_inference_steps=2 must be at least 3"),
+        ({"gpus": 2.0}, "gpus=2.0: the passes make programs for 2 devices"),
+        ({"images": 0}, "images=0 must be a whole number, at least 1"),
+        ({"images": True}, "images=True must be a whole number, at least 1"),
+        ({"images": 2, "num_images_per_prompt": 3}, "images=2 and num_images_per_prompt=3: give"),
+        ({"num_inference_steps": 2}, "num_inference_steps=2 must be a whole number, at least 3"),
+        ({"num_inference_steps": 9.5}, "num_inference_steps=9.5 must be a whole number"),
+        ({"height": "big"}, "height='big' must be a whole number, at least 1"),
+        ({"width": 64.0}, "width=64.0 must be a whole number, at least 1"),
+        ({"frames": "a"}, "frames='a' must be a whole number, at least 1"),
+        ({"figures": 5}, "figures=5 is no path"),
+        ({"psnr_db": "40"}, "psnr_db='40' must be a number above 0"),
         ({"k": 60}, "k=60"),
         ({"hieght": 64}, "hieght: StableDiffusion3Pipeline takes no such keyword"),
         ({"frames": 5}, "num_frames: StableDiffusion3Pipeline takes no such keyword"),
@@ -141,6 +154,11 @@ def test_settings_of_an_architecture_are_refused_before_it_is_traced(tmp_path: P
     refused("sdxl", "k=60", k=60)
     config = {"_class_name": "UNet2DConditionModel"}
     refused(config, "sample_size=None in the config: pass height and width")
+    refused({**config, "sample_size": "big"}, "sample_size='big' in the config is no size")
+    refused({"_class_name": ["x"]}, r"_class_name=\['x'\] is no denoiser")
+    refused("nope", "'nope' is neither a file nor a folder nor a model; choose one of .*tiny-sd3")
+    refused("", "'' is neither a file nor a folder nor a model")
+    refused("sdxl", "height='big' must be a whole number", height="big")
     broken = {"_class_name": "SD3Transformer2DModel", "num_layers": "x"}
     refused(broken, "SD3Transformer2DModel cannot be made of this config")
     refused(str(tmp_path), "cannot be read as a config")
@@ -204,7 +222,11 @@ def test_every_kind_of_transformer_is_traced_cut_and_linked(name: str) -> None:
     frames = None if architectures.named(name).frames == 1 else 9
     found = hybridiff_compile.plan(config, height=256, width=256, frames=frames)
     assert re.search(r"blocks\.[12]", found.cuts[found.chosen].where)
-    assert 0 < found.cuts[found.chosen].crossing < 20 * found.subject.picture.nbytes + 10**7
+    crossing = found.cuts[found.chosen].crossing
+    assert 0 < crossing < 20 * found.subject.picture.nbytes + 10**7
+    both = 2 if name == "pixart-sigma" else 1  # which predicts the variance, too
+    assert found.prediction == both * found.subject.picture.nbytes
+    assert f"sends both branches, {2 * (crossing + found.prediction) / 1e6:.2f} MB" in str(found)
     run = {r.mode: r for r in found.runs}
     assert run["exact"].seconds < found.times.both * 50
     assert found.step_bytes[Phase.PIPELINED] > found.step_bytes[Phase.SERIAL]

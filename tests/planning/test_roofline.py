@@ -9,13 +9,19 @@ from hybridiff_compile.planning.roofline import Work
 from tests import toy
 from tests.passes.test_balance import exported
 
-DEVICE = Device("round", flops=1e12 / COMPUTE, memory_rate=1e9 / MEMORY, memory=1e9)
+DEVICE = Device(
+    "round", flops=1e12 / COMPUTE, flops32=1e11 / COMPUTE, memory_rate=1e9 / MEMORY, memory=1e9
+)
 
 
 def test_a_node_takes_its_flops_or_its_bytes_or_a_launch():
     assert Work(flops=10**9, values=0, weights=0).seconds(DEVICE) == pytest.approx(1e-3)
     assert Work(flops=0, values=3 * 10**6, weights=10**6).seconds(DEVICE) == pytest.approx(4e-3)
     assert Work(flops=1, values=1, weights=1).seconds(DEVICE) == LAUNCH
+
+
+def test_what_computes_in_32_bits_has_the_rate_of_32_bits():
+    assert Work(10**9, 0, 0, wide=True).seconds(DEVICE) == pytest.approx(1e-2)
 
 
 def test_a_batch_reads_the_weights_once():
@@ -43,9 +49,14 @@ def test_only_what_runs_a_kernel_works(two):
     found = {n.name: w for n, w in roofline.work(two).items()}
     assert list(found) == ["linear", "mul", "sin"]
     size = 4 * 16 * 4
-    assert found["linear"] == Work(2 * 4 * 16 * 16, 2 * size, 16 * 16 * 4)
-    assert found["mul"] == Work(0, 2 * size + 4, 0)  # and the timestep
-    assert found["sin"] == Work(0, 2 * size, 0)
+    assert found["linear"] == Work(2 * 4 * 16 * 16, 2 * size, 16 * 16 * 4, wide=True)
+    assert found["mul"] == Work(0, 2 * size + 4, 0, wide=True)  # and the timestep
+    assert found["sin"] == Work(0, 2 * size, 0, wide=True)
+
+
+def test_what_computes_in_16_bits_is_not_wide():
+    half = exported(toy.seeded(Two).half(), torch.randn(1, 4, 16).half(), torch.tensor(2.0).half())
+    assert {w.wide for w in roofline.work(half).values()} == {False}
 
 
 def test_flops_are_those_of_torch(two):
