@@ -6,8 +6,9 @@ copied from what the other rank's program sent on the same device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -113,9 +114,25 @@ class Alone:
             own: what the driver adds to a step, seconds.
             rounds: of each part; the median counts.
         """
+        return self.times_of(self.samples(batched, rounds), link, own)
+
+    def samples(
+        self, batched: Callable[[], Any], rounds: int, warm_up: int = clock.WARM_UP
+    ) -> list[list[float]]:
+        """Seconds of one device's call and of each rank's serial and pipelined step, by round.
+
+        Args:
+            batched, rounds: as in `times`.
+            warm_up: calls of each before.
+        """
         phases = (Phase.SERIAL, Phase.PIPELINED)
         parts = [partial(self.step, rank, phase) for phase in phases for rank in range(2)]
-        both, *found = clock.medians([batched, *parts], self._device, rounds)
+        with torch.no_grad(), one_thread(self._device):
+            return clock.samples([batched, *parts], self._device, rounds, warm_up)
+
+    def times_of(self, samples: Sequence[Sequence[float]], link: devices.Link, own: float) -> Times:
+        """The medians of `samples` as times; link and own as in `times`."""
+        both, *found = map(median, samples)
         ratio = both / max(found[:2])
         return Times(
             both=both,
@@ -129,25 +146,19 @@ class Alone:
         )
 
 
-def times(
-    denoiser: nn.Module,
-    call: DenoiserCall,
-    captured: Captured,
-    link: devices.Link,
-    rounds: int = 5,
-) -> Times:
-    """Measure the parts of a step, eager, on the device that the denoiser is on.
+def eager(
+    denoiser: nn.Module, call: DenoiserCall, captured: Captured
+) -> tuple[Alone, Callable[[], Any]]:
+    """Both ranks' programs of a step, eager, and one device's call of both branches.
 
     Args:
-        denoiser: with its own forward in place.
+        denoiser: with its own forward in place, on the device that is measured.
         call: a guided call of it, `[uncond, cond]` in one batch of 2B.
         captured: its step.
-        link, rounds: as in `Alone.times`.
     """
     values = call.inputs(captured.shared)
     device = next(iter(values.values())).device
     positional, keyword = call.arguments
     with torch.no_grad(), one_thread(device):
         alone = Alone(build_programs(captured.program, "paper"), Lowering(), values, device)
-        batched = partial(denoiser, *positional.values(), **keyword)
-        return alone.times(batched, link, devices.OWN, rounds)
+    return alone, partial(denoiser.forward, *positional.values(), **keyword)

@@ -20,16 +20,19 @@ def medians(
 
 
 def samples(
-    runs: Sequence[Callable[[], Any]], device: torch.device, rounds: int
+    runs: Sequence[Callable[[], Any]],
+    device: torch.device,
+    rounds: int,
+    warm_up: int = WARM_UP,
 ) -> list[list[float]]:
-    """Seconds of each call in each round, after some that warm up.
+    """Seconds of each call in each round, after `warm_up` calls of each.
 
     Calls take turns, so that a machine which slows down slows all of them alike. On a GPU a call
     is clocked between events, without waiting in between: where launching kernels takes longer than
     running them, this is the time of launching them, as in a pipeline.
     """
     for run in runs:
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             run()
     taken: list[list[tuple[Any, Any]]] = [[] for _ in runs]
     for _ in range(rounds):

@@ -100,7 +100,8 @@ def plan(
         subject = of_call(pipe, seen, steps, name)
         if on is None or over is None:
             over = link_probe.between(device_of(denoiser), link)
-            on = alone.times(denoiser, seen, subject.captured, over)
+            parts, batched = alone.eager(denoiser, seen, subject.captured)
+            on = parts.times(batched, over, devices.OWN, rounds=5)
         return of_subject(subject, on, over, k=k, psnr_db=psnr_db, figures=figures)
 
 

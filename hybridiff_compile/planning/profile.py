@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -103,11 +103,15 @@ def profile(
     subject = of_call(pipe, seen, num_inference_steps, name or type(pipe).__name__)
     with one_thread(device):
         picture = _one_device(pipe, device, rounds, call)
-        times = alone.times(denoiser, seen, subject.captured, over, rounds=rounds + 2)
-    reports: Sequence[RunReport] = ()
-    if link == devices.HERE:
-        reports = _two_ranks(pipe, rounds, call)
-        times = replace(times, own=_own(reports))
+    parts, batched = alone.eager(denoiser, seen, subject.captured)
+    samples = parts.samples(batched, rounds=2)
+    reports: list[RunReport] = []
+    # In turn, so that a machine which slows down slows prediction and measurement alike.
+    for report in _two_ranks(pipe, rounds, call) if link == devices.HERE else [None] * rounds:
+        reports += [report] if report else []
+        for taken, more in zip(samples, parts.samples(batched, 2, warm_up=1), strict=True):
+            taken += more
+    times = parts.times_of(samples, over, _own(reports) if reports else devices.OWN)
     steps = reports[0].steps if reports else ()
     return Profile(
         plan=predict.of_subject(subject, times, over),
@@ -153,15 +157,14 @@ def make(pipe: Any, call: Mapping[str, Any]) -> None:
         pipe(**prompt | dict(call))
 
 
-def _two_ranks(pipe: Any, rounds: int, call: Mapping[str, Any]) -> list[RunReport]:
-    """The paper's mode in thirds, after a picture that warms up."""
+def _two_ranks(pipe: Any, rounds: int, call: Mapping[str, Any]) -> Iterator[RunReport]:
+    """Of each picture in the paper's mode in thirds, after one that warms up."""
     third = call["num_inference_steps"] // 3
-    reports = []
     with optimize(pipe, mode="paper", tau1=third, k=third) as model:
-        for _ in range(1 + rounds):
+        make(model, call)
+        for _ in range(rounds):
             make(model, call)
-            reports.append(model.report)
-    return reports[1:]
+            yield model.report
 
 
 def _thirds(steps: int) -> tuple[Phase, ...]:

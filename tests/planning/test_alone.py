@@ -48,6 +48,15 @@ def test_times_are_of_what_was_run_and_of_the_stated_link(alone: Alone) -> None:
     assert t.stages_of_both[0] == pytest.approx(t.stages[0] * t.both / max(t.branch))
 
 
+def test_samples_are_by_part_and_their_medians_are_the_times(alone: Alone) -> None:
+    taken = alone.samples(lambda: time.sleep(0.05), rounds=2, warm_up=1)
+    assert [len(part) for part in taken] == [2] * 5
+    assert min(taken[0]) >= 0.05
+    made_up = [[6.0, 9.0, 8.0], [4.0] * 3, [5.0, 5.0, 1.0], [2.0, 1.0, 9.0], [3.0] * 3]
+    t = alone.times_of(made_up, Link("stated", rate=1e3, latency=2.0), own=0.25)
+    assert (t.both, t.branch, t.stages, t.own) == (8.0, (4.0, 5.0), (2.0, 3.0), 0.25)
+
+
 def test_calls_take_turns_after_warming_up() -> None:
     order: list[str] = []
     clock.medians([lambda: order.append("a"), lambda: order.append("b")], CPU, rounds=2)
