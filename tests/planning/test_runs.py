@@ -98,6 +98,8 @@ def test_recommended_settings_are_what_optimize_takes():
     assert guided.settings == {"mode": "guided", "k": 25}
     assert guided.seconds == pytest.approx(25 * steps.serial(T) + 25 * (5.1 + T.own))
     assert runs.recommended(50, T, cuts, kinds, budget=0.0).settings == {"mode": "exact"}
+    without = runs.recommended(50, T, cuts, (), budget=1.0)  # the cut is told all the same
+    assert (without.settings, without.cut) == ({"mode": "exact"}, 1)
 
 
 def test_room_is_what_the_modes_may_switch():
