@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import fx
+from torch import fx, library
 from torch._C._distributed_c10d import (
     _get_work_registry_size,  # pyright: ignore[reportAttributeAccessIssue]
     _register_work,
 )
-from torch.library import Library, register_fake
 
 from hybridiff_compile.errors import PhaseMismatchError
 
@@ -237,7 +236,7 @@ def guard(own: torch.Tensor, peer: torch.Tensor, phase: int, src: int) -> torch.
 
 # Defined by the plain library interface: `custom_op` would import the whole compiler into every
 # worker at the first call, about 70 MB.
-_library = Library("hybridiff", "DEF")
+_library = library.Library("hybridiff", "DEF")
 for _schema, _kernel, _fake in (
     (
         "send(Tensor x, int dst, int tag, str group) -> Tensor",
@@ -257,7 +256,7 @@ for _schema, _kernel, _fake in (
 ):
     _name = _library.define(_schema)
     _library.impl(_name, _kernel, "CompositeExplicitAutograd")
-    register_fake(f"hybridiff::{_name}", _fake, lib=_library)
+    library.register_fake(f"hybridiff::{_name}", _fake, lib=_library)
 
 SEND = torch.ops.hybridiff.send.default
 RECV = torch.ops.hybridiff.recv.default

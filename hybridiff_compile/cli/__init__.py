@@ -1,8 +1,8 @@
-"""The `hybridiff` command."""
+"""The `hybridiff` command: each module adds its commands to `app`, in the order of the help."""
 
 from __future__ import annotations
 
-from hybridiff_compile.cli import measure, predict, prepare  # noqa: F401  (they add their commands)
+from hybridiff_compile.cli import measure, predict, prepare
 from hybridiff_compile.cli.app import app
 
-__all__ = ["app"]
+__all__ = ["app", "measure", "predict", "prepare"]

@@ -62,9 +62,9 @@ def errors(
             f"{', '.join(map(str, files))}: no row of {model} in a mode that switches; run "
             "hybridiff sweep --json."
         )
-    near = max((row.steps for row in rows if row.steps and row.steps <= steps), default=None)
+    near = max((n for row in rows if (n := row.steps or 0) <= steps), default=None)
     found: dict[tuple[str, int], float] = {}
-    for row in (row for row in rows if row.steps == near and near is not None):
+    for row in (row for row in rows if row.steps == near):
         assert row.psnr_db is not None
         key = row.mode, row.m if row.mode == "forecast" and row.m else 1
         found[key] = max(found.get(key, 0.0), error_of(row.psnr_db) / _switched(row))
@@ -74,8 +74,8 @@ def errors(
 
 def _tells(row: Row, most: Mapping[str, int]) -> bool:
     """Whether it measured a kind of phase that a run may have; guided with an m is none."""
-    extrapolates = row.mode != "forecast" and row.m not in (None, 1)
-    return row.mode in most and row.psnr_db is not None and _switched(row) > 0 and not extrapolates
+    measured = None not in (row.steps, row.psnr_db) and _switched(row) > 0
+    return measured and row.mode in most and (row.mode == "forecast" or row.m in (None, 1))
 
 
 def _switched(row: Row) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -107,10 +108,11 @@ def profile(
     samples = parts.samples(batched, rounds=2)
     reports: list[RunReport] = []
     # In turn, so that a machine which slows down slows prediction and measurement alike.
-    for report in _two_ranks(pipe, rounds, call) if link == devices.HERE else [None] * rounds:
-        reports += [report] if report else []
-        for taken, more in zip(samples, parts.samples(batched, 2, warm_up=1), strict=True):
-            taken += more
+    with closing(_turns(pipe, rounds, call, link)) as turns:
+        for report in turns:
+            reports += [report] if report else []
+            for taken, more in zip(samples, parts.samples(batched, 2, warm_up=1), strict=True):
+                taken += more
     times = parts.times_of(samples, over, _own(reports) if reports else devices.OWN)
     steps = reports[0].steps if reports else ()
     return Profile(
@@ -157,8 +159,16 @@ def make(pipe: Any, call: Mapping[str, Any]) -> None:
         pipe(**prompt | dict(call))
 
 
-def _two_ranks(pipe: Any, rounds: int, call: Mapping[str, Any]) -> Iterator[RunReport]:
-    """Of each picture in the paper's mode in thirds, after one that warms up."""
+def _turns(
+    pipe: Any, rounds: int, call: Mapping[str, Any], link: str
+) -> Generator[RunReport | None]:
+    """Of each picture on two ranks, the paper's mode in thirds, after one that warms up.
+
+    None in each turn where the link is a stated one: nothing runs on two.
+    """
+    if link != devices.HERE:
+        yield from [None] * rounds
+        return
     third = call["num_inference_steps"] // 3
     with optimize(pipe, mode="paper", tau1=third, k=third) as model:
         make(model, call)
@@ -168,7 +178,7 @@ def _two_ranks(pipe: Any, rounds: int, call: Mapping[str, Any]) -> Iterator[RunR
 
 
 def _thirds(steps: int) -> tuple[Phase, ...]:
-    """As `_two_ranks` would run them."""
+    """As `_turns` would run them."""
     third = steps // 3
     pipelined = (*[Phase.PIPELINED] * (third - 1), Phase.DRAINED)
     return (*[Phase.SERIAL] * third, *pipelined, *[Phase.SERIAL] * (steps - 2 * third))
