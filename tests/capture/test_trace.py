@@ -17,7 +17,7 @@ def test_step_computes_both_branches_bit_for_bit(batch):
     denoiser, call = toy.seeded(toy.Toy), toy.call_of(batch)
     captured = toy.capture_of(denoiser, call)
     later = toy.call_of(batch, seed=7)
-    values = later.inputs(captured.shared)
+    values = later.inputs(captured.rows)
     (contract,) = captured.program.contracts
     with torch.no_grad():
         out = captured.program.graphs[0](*(values[n] for n in contract.inputs))["prediction"]
@@ -50,14 +50,14 @@ def test_parameters_and_buffers_are_named_and_shared_with_the_denoiser():
         assert tensor is own[name]
 
 
-def test_noisy_picture_and_unbatched_arguments_are_shared_by_the_branches():
+def test_what_has_rows_is_halved_and_what_has_none_is_one_object():
     captured = toy.captured()
-    assert captured.shared == ("sample", "timestep")
-    inputs = toy.call_of(seed=4).inputs(captured.shared)
+    assert "timestep" not in captured.rows
+    inputs = toy.call_of(seed=4).inputs(captured.rows)
     call = toy.call_of(seed=4)
-    assert torch.equal(inputs["sample"], call.branch(0).tensors()["sample"])
+    assert inputs["timestep"] is call.tensors()["timestep"]
     for b, branch in enumerate("uc"):
-        for name in ("encoder_hidden_states", "added_text_embeds"):
+        for name in ("sample", "encoder_hidden_states", "added_text_embeds"):
             assert torch.equal(inputs[f"{name}_{branch}"], call.branch(b).tensors()[name])
 
 
@@ -75,7 +75,7 @@ def test_keyword_arguments_may_come_in_any_order():
     swapped = dict(reversed(keyword.items()))
     other = DenoiserCall.of(toy.PARAMETERS, tuple(positional.values()), swapped)
     captured = toy.capture_of(denoiser, other)
-    values = other.inputs(captured.shared)
+    values = other.inputs(captured.rows)
     with torch.no_grad():
         (graph,), (contract,) = captured.program.graphs, captured.program.contracts
         out = graph(*(values[n] for n in contract.inputs))["prediction"]
@@ -86,7 +86,7 @@ def test_keyword_arguments_may_come_in_any_order():
 def test_tree_around_the_prediction_is_kept(return_dict):
     denoiser, call = toy.seeded(toy.Toy), toy.call_of(return_dict=return_dict)
     positional, keyword = call.arguments
-    captured = capture(denoiser, call, lambda: denoiser(*positional.values(), **keyword))
+    captured = capture(denoiser, call, denoiser(*positional.values(), **keyword))
     rebuilt = pytree.tree_unflatten([torch.ones(1)], captured.spec)
     assert rebuilt == ({"sample": torch.ones(1)} if return_dict else (torch.ones(1),))
 
@@ -138,7 +138,7 @@ def test_denoiser_whose_rows_depend_on_each_other_is_refused():
     call = DenoiserCall.of(("sample", "text"), (torch.cat([half, half]), text), {})
     denoiser = Mixes()
     with pytest.raises(CaptureError, match=r"branches of Mixes, .*a relative difference.*gpus=1"):
-        capture(denoiser, call, lambda: denoiser(*call.arguments[0].values()))
+        capture(denoiser, call, denoiser(*call.arguments[0].values()))
 
 
 def test_branches_that_stay_together_may_depend_on_each_other():
@@ -150,13 +150,13 @@ def test_branches_that_stay_together_may_depend_on_each_other():
     denoiser = Normalized()
     call = DenoiserCall.of(("sample",), (torch.cat([sample, sample]),), {})
     batch = call.tensors()["sample"]
-    captured = capture(denoiser, call, lambda: denoiser(batch), together=True)
-    assert (captured.shared, captured.program.contracts[0].inputs) == ((), ("sample",))
+    captured = capture(denoiser, call, denoiser(batch), together=True)
+    assert (captured.rows, captured.program.contracts[0].inputs) == ((), ("sample",))
     (sample,) = [n for n in toy.denoiser_of(captured).graph.nodes if n.op == "placeholder"]
     assert sample.meta["val"].shape == (2, 4)
     assert torch.equal(captured.program.graphs[0](batch)["prediction"], denoiser(batch))
     with pytest.raises(CaptureError, match="the exported Normalized gives a relative difference"):
-        capture(denoiser, call, lambda: denoiser(batch) + 1, together=True)
+        capture(denoiser, call, denoiser(batch) + 1, together=True)
 
 
 def test_prediction_of_another_shape_than_the_batched_one_is_refused():
