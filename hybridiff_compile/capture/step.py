@@ -46,7 +46,9 @@ def step_program(denoiser: fx.GraphModule, rows: Rows) -> StepProgram:
     }
     eps = []
     for branch in branches:
-        node = graph.create_node("call_module", "denoiser", args[branch], name=of("eps", branch))
+        node = graph.create_node(
+            "call_module", "denoiser", args[branch], name=f"eps_{branch}" if branch else "eps"
+        )
         node.meta = {"val": output_node(denoiser.graph).args[0].meta["val"]}
         node.meta |= {"branch": branch} if branch else {}
         eps.append(node)

@@ -51,13 +51,13 @@ def test_arguments_come_back_as_they_were_given():
 
 def test_branch_slices_every_tensor_of_the_doubled_batch():
     sample, ids = doubled(2, 3), torch.arange(4)
-    call = of(sample, torch.tensor(7.0), added={"ids": (ids, torch.ones(3, 4))}, scale=0.5)
+    call = of(sample, torch.tensor(7.0), added={"ids": (ids, torch.ones(3, 5))}, scale=0.5)
     for b, expected in enumerate(([0, 1], [2, 3])):
         positional, keyword = call.branch(b).arguments
         assert torch.equal(positional["sample"], sample[:2])
         assert positional["timestep"].shape == ()
         assert keyword["added"]["ids"][0].tolist() == expected
-        assert keyword["added"]["ids"][1].shape == (3, 4)  # its dim 0 is not the batch
+        assert keyword["added"]["ids"][1].shape == (3, 5)  # its dim 0 is not the batch
         assert keyword["scale"] == 0.5
 
 
