@@ -25,7 +25,9 @@ def folder(tmp_path):
     picture = Leaf(shape=(2, 4, 16, 16), stride=(1, 1, 1, 1), dtype="torch.float32", device="cpu")
     step = Leaf(shape=(), stride=(), dtype="torch.int64", device="cpu")
     leaves = (picture, step, Leaf(constant="False"))
-    call = Call(names=("sample",), leaves=leaves, arguments="", prediction="", shared=())
+    call = Call(
+        names=("sample",), leaves=leaves, arguments="", answer="", answer_leaves=(), rows={}
+    )
     made = Manifest(
         format="aot",
         torch="2.13.0",

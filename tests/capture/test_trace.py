@@ -203,6 +203,8 @@ def test_several_outputs_of_one_batch_are_one_prediction():
 
 def test_denoiser_that_writes_into_itself_or_its_arguments_is_refused():
     class Counts(nn.Module):
+        count: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("count", torch.zeros(1))
