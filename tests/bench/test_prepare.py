@@ -49,7 +49,7 @@ def test_load_check_says_what_a_package_holds(folder):
     lines = result.output.splitlines()
     assert lines[0] == f"{folder} is whole: 3 files, 2.50 MB, as exported"
     assert lines[1:] == [
-        "format      aot, version 1",
+        "format      aot, version 2",
         "made with   torch 2.13.0 for cpu x86_64 AVX2",
         "denoiser    UNet2DConditionModel",
         "mode        paper (tau1=4, k=3), 2 ranks",
