@@ -141,7 +141,7 @@ def test_inference_tensors_are_always_sent(served, inputs):
         value = inputs["sample_c"].clone()
     for step in range(2):
         served.step(Phase.SERIAL, step, {**inputs, "sample_c": value})
-    assert [f[:1] for f in served.fleet.fed] == [("sample_c",), ("sample_c",)]
+    assert ["sample_c" in fed for fed in served.fleet.fed] == [True, True]
 
 
 def test_first_pipelined_step_feeds_the_cut_of_the_last_serial_one(served, inputs):
