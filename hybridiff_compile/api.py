@@ -26,7 +26,7 @@ from hybridiff_compile.config import (
 )
 from hybridiff_compile.debug import check_folder
 from hybridiff_compile.entry import one_compiler
-from hybridiff_compile.errors import ConfigError, PackageError, UnsupportedPipelineError
+from hybridiff_compile.errors import ConfigError, PackageError
 from hybridiff_compile.lower import tensorrt
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.model import Model, shown
@@ -219,22 +219,7 @@ def find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
         UnsupportedPipelineError: there is no denoiser that can be driven, or it was patched.
     """
     families = {"unet": UNET_SWITCHING, "transformer": TRANSFORMER_SWITCHING}
-    name = next((n for n in families if isinstance(getattr(pipe, n, None), nn.Module)), None)
-    if name is None:
-        raise UnsupportedPipelineError(
-            f"{type(pipe).__name__} has no denoiser: neither `unet` nor `transformer` is a module. "
-            "Pass a diffusers pipeline that has one."
-        )
-    denoiser = getattr(pipe, name)
-    if hasattr(denoiser, "_orig_mod"):
-        raise UnsupportedPipelineError(
-            f"pipe.{name} is compiled by torch.compile; pass the pipeline with the plain module."
-        )
-    if hasattr(denoiser, "_hf_hook"):
-        raise UnsupportedPipelineError(
-            f"pipe.{name} is offloaded by accelerate; every rank holds the whole model, so "
-            "load the pipeline without offloading."
-        )
+    name, denoiser = attach.find(pipe)
     attach.check(denoiser)
     return denoiser, families[name]
 

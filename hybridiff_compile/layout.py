@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Every tensor starts at a multiple of this, as if the CPU allocator had made it: kernels choose
 # their path, and so their last bits, by alignment.
@@ -98,3 +99,12 @@ class UnpackCut(nn.Module):
     def forward(self, buffer: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the views."""
         return self.layout.unpack(buffer)
+
+
+def plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The ordinary tensors that one is made of: itself, or those inside a quantised one."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from plain_parts(getattr(tensor, name))

@@ -14,7 +14,7 @@ from torch import nn
 
 from hybridiff_compile import lower
 from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
-from hybridiff_compile.capture.fingerprint import fingerprint
+from hybridiff_compile.capture.fingerprint import Watch
 from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.rows import rows_of
 from hybridiff_compile.config import Config, SwitchSettings
@@ -26,12 +26,16 @@ from hybridiff_compile.entry import (
     one_compiler,
     run_apart,
 )
-from hybridiff_compile.errors import CaptureError, ConfigError, PackageError
+from hybridiff_compile.errors import (
+    CaptureError,
+    ConfigError,
+    PackageError,
+    UnsupportedPipelineError,
+)
 from hybridiff_compile.here import Here, Prepared
 from hybridiff_compile.ir import Phase, RankProgram
 from hybridiff_compile.lower.device import device_of
-from hybridiff_compile.runtime import memory, messages, traffic, weights
-from hybridiff_compile.runtime.attach import Attachment, check_call
+from hybridiff_compile.runtime import attach, memory, messages, traffic, weights
 from hybridiff_compile.runtime.driver import Driver, one_thread
 from hybridiff_compile.runtime.fleet import Start
 from hybridiff_compile.runtime.report import RunReport
@@ -63,7 +67,9 @@ class Session:
         self._driver: Driver | None = None
         self._weights: weights.Published | None = None
         self._ways: dict[tuple[str, Signature], Way] = {}
-        self._fingerprint = self._captures = 0
+        self._watch: Watch | None = None  # on the denoiser, as the ways know it
+        self._captures = 0
+        self._may_change = self._is_changed = False
         self._run: Run | None = None
         self._owner: int | None = None
         self._said: set[str] = set()
@@ -72,7 +78,7 @@ class Session:
         self._lock = threading.Lock()
         self._parameters = tuple(inspect.signature(denoiser.forward).parameters)
         self.device = device_of(denoiser)
-        self.attachment = Attachment(pipe, denoiser, self.run, self.denoise)
+        self.attachment = attach.Attachment(pipe, denoiser, self.run)
         try:
             if packaged is not None:  # now that nothing stands in the way: it writes the weights
                 self._ways = {(_RANKS, s): entry for s, entry in packaged().items()}
@@ -91,25 +97,33 @@ class Session:
         return self._here.apart()
 
     @contextmanager
-    def run(self) -> Iterator[None]:
+    def run(self, may_change: bool) -> Iterator[None]:
         """Around one call of the pipeline; calls from several threads take turns.
 
+        Args:
+            may_change: the call was given something that may change the denoiser between two steps.
+
         Raises:
-            ConfigError: called from a callback of a call that is under way.
-            Others: see `check_call`.
+            ConfigError: called under autocast, or from a callback of a call that is under way, of
+                this pipeline or of one with the same denoiser.
+            PackageError: the pipeline's denoiser is no longer the one that a package was for.
         """
-        if self._owner == threading.get_ident():
-            raise ConfigError("the model is called from its own callback; call it after the run.")
-        check_call(self._pipe, self.denoiser, self.device)
+        if self._owner == threading.get_ident() or self.attachment.has_turn:
+            raise ConfigError(
+                "the model is called from its own callback, or from that of a pipeline with the "
+                "same denoiser; call it after the run."
+            )
+        attach.refuse_autocast(self.device)
         with self._lock, self._here.random_numbers_kept(self.device):
             self._owner = threading.get_ident()
             try:
                 before = traffic.before(self._driver)
-                self._forget_if_changed()
+                unfit = self._follow()
                 if self._driver is not None:
                     self._driver.agree()
                 self._run = run = Run()
-                with run.watched(self.config.mode, self._pipe, self._say_once):
+                self._may_change, self._is_changed = may_change, False
+                with run.watched(self.config.mode, self._pipe, self._say_once), self._turn(unfit):
                     yield
                 mode = "exact" if self._here.is_apart else self.config.mode
                 self.report = run.report(mode, traffic.after(self._driver), before)
@@ -135,15 +149,20 @@ class Session:
     ) -> Any:
         """Answer one denoiser call, in place of the denoiser's own `forward`."""
         run = self._run
-        if run is None or self._owner != threading.get_ident():  # called from outside the pipeline
-            return forward(*args, **kwargs)
+        assert run is not None  # only within its turn
         call = DenoiserCall.of(self._parameters, args, kwargs)
         if self._here.is_dry and self.config.gpus == 1:
             self._say_once("there is nothing to prepare: gpus=1 runs the denoiser as it is")
             raise Prepared
         run.calls += 1
+        if run.calls == 1:  # not before: some pipelines set their denoiser otherwise for each call
+            self._forget_if_changed()
         self._refuse_baseline(run, call)
         way, answer = self._way(call, lambda: forward(*args, **kwargs))
+        if isinstance(way, Entry) and self._is_changed_since():
+            way = AsItIs(
+                "the denoiser was changed between two steps, and its program is that of the first"
+            )
         if isinstance(way, AsItIs):
             if self._here.is_dry:
                 self._say_once(f"there is nothing to prepare: {way.reason}")
@@ -201,7 +220,7 @@ class Session:
         answer = None
         if place not in self._ways:
             if not self._ways:
-                self._fingerprint = fingerprint(self.denoiser)
+                self._watch = Watch(self.denoiser)
             self._ways[place], answer = self._find_way(kind, call, batched)
         return self._ways[place], answer
 
@@ -311,14 +330,15 @@ class Session:
         """While a worker starts, do what needs none."""
         self._be_ready = lower.get_ready(self.config.lowering, self.device)
         if self.entries:  # they are loaded next; tracing is slower on weights in one mapping
-            self._weights = weights.Published(self.denoiser)
+            self.attachment.published()
 
     def _load(self, driver: Driver, entry: Entry) -> None:
-        shared = self._weights = self._weights or weights.Published(self.denoiser)
-        if shared.path is not None:
+        shared = self._weights
+        if shared is None:
+            shared = self._weights = self.attachment.published()
             driver.fleet.ask(messages.Weights(shared.path, shared.manifest))
-            shared.close()
-            self._fingerprint = fingerprint(self.denoiser)
+            shared.mapped()
+            self._watch = Watch(self.denoiser)
         how, count = self.config.lowering, len(entry.programs)
         both = [RankProgram.of(p, r) for r in range(2) for p in entry.programs.values()]
         with one_compiler:
@@ -331,10 +351,46 @@ class Session:
 
             driver.load(entry.key, peer, shared.names, how, begin)
 
+    def _follow(self) -> str:
+        """Serve the denoiser that the pipeline has now; returns why that cannot be, or ""."""
+        try:
+            _, denoiser = attach.find(self._pipe)
+            attach.check(denoiser)
+            device = device_of(denoiser)
+        except UnsupportedPipelineError as e:
+            return str(e)
+        if denoiser is not self.denoiser:
+            self._forget()
+            self.attachment.follow(denoiser)
+            self.denoiser, self.device = denoiser, device
+            self._parameters = tuple(inspect.signature(denoiser.forward).parameters)
+        return ""
+
+    def _turn(self, unfit: str) -> AbstractContextManager[None]:
+        """Within this, the denoiser's calls are this session's, unless it is unfit for that."""
+        if not unfit:
+            return self.attachment.turn(self.denoise)
+        if self._here.is_dry:
+            self._say_once(f"there is nothing to prepare: {unfit}")
+            raise Prepared
+        self._say_once(f"one rank runs this pipeline as it is: {unfit}")
+        return nullcontext()
+
+    def _is_changed_since(self) -> bool:
+        """Whether the denoiser was changed since its program was captured, in the middle of a run.
+
+        Looked for only where code of the user's runs between the steps.
+        """
+        if self._may_change and not self._is_changed:
+            self._is_changed = self._watch is not None and not self._watch.holds()
+        return self._is_changed
+
     def _forget_if_changed(self) -> None:
         """Capture again what no longer is what was captured: a LoRA loaded, `to()`, new weights."""
-        if not self._ways or fingerprint(self.denoiser) == self._fingerprint:
-            return
+        if self._ways and self._watch is not None and not self._watch.holds():
+            self._forget()
+
+    def _forget(self) -> None:
         if self._packaged:
             raise PackageError(
                 "the denoiser has changed since its package was loaded (weights, a LoRA, a "
@@ -345,7 +401,7 @@ class Session:
         if self._driver is not None and self._driver.fleet.is_open:
             self._driver.unload([e.key for e in self.entries.values()])
         self._ways.clear()
-        self._weights = None
+        self._weights = self._watch = None
         self.device = device_of(self.denoiser)
 
     def _say_once(self, text: str) -> None:

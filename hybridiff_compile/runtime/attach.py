@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,22 +14,55 @@ import torch
 from torch import nn
 
 from hybridiff_compile.errors import ClosedError, ConfigError, UnsupportedPipelineError
+from hybridiff_compile.runtime.weights import Published
 
 #: Handles one denoiser call: (the denoiser's own forward, args, kwargs) -> what forward returns.
 Intercept = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
-#: On what is attached: the pipeline or the denoiser that it was attached to. A deep copy has the
-#: mark of its original.
-_MARK = "_hybridiff_attached"
+#: Around one call of the pipeline; told whether the call was given anything that can be called,
+#: which may change the denoiser between two steps.
+Around = Callable[[bool], AbstractContextManager[None]]
+
+#: Where a pipeline has its denoiser.
+PLACES = ("unet", "transformer")
+
+_PIPELINE = "_hybridiff_pipeline"  # on an attached pipeline's class
+_joining = threading.Lock()
+
+
+def find(pipe: Any) -> tuple[str, nn.Module]:
+    """A pipeline's denoiser, and the attribute that it is at.
+
+    Raises:
+        UnsupportedPipelineError: there is none.
+    """
+    for name in PLACES:
+        if isinstance(denoiser := getattr(pipe, name, None), nn.Module):
+            return name, denoiser
+    raise UnsupportedPipelineError(
+        f"{type(pipe).__name__} has no denoiser: neither `unet` nor `transformer` is a module. "
+        "Pass a diffusers pipeline that has one."
+    )
 
 
 def check(denoiser: nn.Module) -> None:
     """Refuse a denoiser whose calls do more than its class says, which a program would not do.
 
     Raises:
-        UnsupportedPipelineError: its `forward` was replaced on the instance, or it has hooks.
+        UnsupportedPipelineError: it is compiled or offloaded, its `forward` was replaced on the
+            instance, or it has hooks.
     """
     name = type(denoiser).__name__
+    if hasattr(denoiser, "_orig_mod"):
+        raise UnsupportedPipelineError(
+            "the denoiser is compiled by torch.compile; pass the pipeline with the plain module."
+        )
+    if hasattr(denoiser, "_hf_hook"):
+        raise UnsupportedPipelineError(
+            f"this {name} is offloaded by accelerate, and every rank holds the whole model; call "
+            "pipe.remove_all_hooks(), and offload the other parts only (enable_group_offload with "
+            "exclude_modules)."
+        )
     forward = vars(denoiser).get("forward")
     if forward is not None and not _is_ours_or_plain(denoiser, forward):
         what = getattr(forward, "__qualname__", type(forward).__name__)
@@ -44,127 +79,179 @@ def check(denoiser: nn.Module) -> None:
         )
 
 
-def check_call(pipe: Any, denoiser: nn.Module, device: torch.device) -> None:
-    """Refuse a call of an optimized pipeline that the ranks could not follow.
-
-    Raises:
-        ConfigError: under autocast.
-        UnsupportedPipelineError: the pipeline was given another denoiser since `optimize`, or its
-            denoiser was given hooks or another forward.
-    """
+def refuse_autocast(device: torch.device) -> None:
+    """Raise a ConfigError within torch.autocast, which the ranks could not follow."""
     if torch.is_autocast_enabled(device.type):
         raise ConfigError(
             "torch.autocast does not reach the workers; convert the pipeline instead: "
             "pipe.to(dtype=...)."
         )
-    if not any(getattr(pipe, n, None) is denoiser for n in ("unet", "transformer")):
-        raise UnsupportedPipelineError(
-            "the pipeline was given another denoiser after optimize(); call restore() and "
-            "optimize(pipe) again."
-        )
-    check(denoiser)
 
 
 class Attachment:
-    """Routes a pipeline's denoiser calls through `intercept`, and its calls through `around`.
+    """Routes a pipeline's denoiser calls through an intercept, and its calls through `around`.
 
-    The denoiser gets a `forward` of its own; the pipeline becomes an instance of a subclass of its
-    class, with the same name, that only wraps `__call__`. `detach` undoes both. Deep copies
-    of either behave as if nothing had been attached.
+    The pipeline becomes an instance of a subclass of its class, with the same name, that only wraps
+    `__call__`; the denoiser gets a `forward` of its own, which all pipelines of one denoiser share.
+    `detach` undoes both, in whatever order. Copies of either, pickled ones too, are plain.
     """
 
-    def __init__(
-        self,
-        pipe: Any,
-        denoiser: nn.Module,
-        around: Callable[[], AbstractContextManager[None]],
-        intercept: Intercept,
-    ) -> None:
+    def __init__(self, pipe: Any, denoiser: nn.Module, around: Around) -> None:
         """Attach.
 
         Raises:
-            ConfigError: the pipeline or its denoiser is attached already.
+            ConfigError: the pipeline is attached already.
         """
-        if getattr(type(pipe), _MARK, None) is pipe or _owner(denoiser) is denoiser:
+        if getattr(type(pipe), _PIPELINE, None) is pipe:
             raise ConfigError(
-                f"this {type(pipe).__name__} or its denoiser is optimized already; call restore() "
-                "on that model first."
+                f"this {type(pipe).__name__} is optimized already; call restore() on that model "
+                "first."
             )
-        if hasattr(type(pipe), _MARK):  # a copy takes off what it brought from its original
-            pipe.__class__ = type(pipe).__base__
-        vars(denoiser).pop("forward", None)
-        self._pipe, self._denoiser = pipe, denoiser
-        self._class = type(pipe)
+        self._pipe, self._class = pipe, type(pipe)
         self._subclass = _subclass(pipe, around)
-        self._forward = _forward(denoiser, intercept)
+        self._routed = _join(denoiser, self)
         pipe.__class__ = self._subclass
-        denoiser.forward = self._forward
 
     def detach(self) -> None:
         """Leave the pipeline and its denoiser as they were found.
 
+        What was put on top of the denoiser's forward meanwhile stays there, over the plain one.
+
         Raises:
-            ClosedError: something else was attached on top, and must be taken off first.
+            ClosedError: the pipeline was given another class since, which must be undone first.
         """
         if type(self._pipe) is not self._subclass:
             raise ClosedError("the pipeline's class was changed after optimize(); undo that first.")
-        if self._denoiser.__dict__.get("forward") is not self._forward:
-            raise ClosedError(
-                "the denoiser's forward was replaced after optimize(); undo that first."
-            )
         self._pipe.__class__ = self._class
-        del self._denoiser.__dict__["forward"]
+        _leave(self._routed, self)
+
+    def follow(self, denoiser: nn.Module) -> None:
+        """Attach to the denoiser that the pipeline was given in the place of its former one."""
+        _leave(self._routed, self)
+        self._routed = _join(denoiser, self)
+
+    @property
+    def has_turn(self) -> bool:
+        """Whether this thread is within a `turn`, of this pipeline or of one that shares it."""
+        return self._routed.owner == threading.get_ident()
+
+    @contextmanager
+    def turn(self, intercept: Intercept) -> Iterator[None]:
+        """Within this, the denoiser calls of this thread go through `intercept`.
+
+        Pipelines that share a denoiser take turns.
+        """
+        routed = self._routed
+        with routed.lock:
+            routed.owner, routed.intercept = threading.get_ident(), intercept
+            try:
+                yield
+            finally:
+                routed.owner = routed.intercept = None
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
         """Within this, the denoiser has its own forward: for tracing it."""
-        del self._denoiser.__dict__["forward"]
+        attributes = vars(self._routed.denoiser)
+        ours = attributes.pop("forward")
         try:
             yield
         finally:
-            self._denoiser.forward = self._forward
+            attributes["forward"] = ours
+
+    def published(self) -> Published:
+        """The denoiser's weights for workers to map, once for all pipelines that share it."""
+        return self._routed.published()
 
 
-def _owner(denoiser: nn.Module) -> Any:
-    """The module that this module's forward was attached to; None if none was."""
-    return getattr(vars(denoiser).get("forward"), _MARK, None)
+class _Routed:
+    """Stands in the place of a denoiser's forward, for all pipelines that are attached to it."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.denoiser = denoiser
+        self.own = types.MethodType(type(denoiser).forward, denoiser)
+        self.attached: set[Attachment] = set()
+        self.lock = threading.Lock()
+        self.owner: int | None = None
+        self.intercept: Intercept | None = None
+        self._published: Published | None = None
+        functools.update_wrapper(self, self.own)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.intercept is None or self.owner != threading.get_ident():
+            return self.own(*args, **kwargs)
+        return self.intercept(self.own, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> types.MethodType:
+        denoiser = copy.deepcopy(self.denoiser, memo)
+        return types.MethodType(type(denoiser).forward, denoiser)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.denoiser, "forward")  # read before it has attributes: its class's
+
+    def published(self) -> Published:
+        if self._published is None or not self._published.is_current():
+            self.close()
+            self._published = Published(self.denoiser)
+        return self._published
+
+    def close(self) -> None:
+        if self._published is not None:
+            self._published.close()
+            self._published = None
+
+
+def _join(denoiser: nn.Module, attachment: Attachment) -> _Routed:
+    with _joining:
+        routed = vars(denoiser).get("forward")
+        if not (isinstance(routed, _Routed) and routed.denoiser is denoiser):
+            routed = vars(denoiser)["forward"] = _Routed(denoiser)
+        routed.attached.add(attachment)
+        return routed
+
+
+def _leave(routed: _Routed, attachment: Attachment) -> None:
+    with _joining:
+        routed.attached.discard(attachment)
+        if not routed.attached:
+            routed.close()
+            if vars(routed.denoiser).get("forward") is routed:
+                del vars(routed.denoiser)["forward"]
 
 
 def _is_ours_or_plain(denoiser: nn.Module, forward: Any) -> bool:
     """Whether a forward on the instance is an attached one, or no other than the class's."""
-    function = getattr(forward, "__func__", None)  # a wrapper has the mark too, but is no method
-    is_known = function is type(denoiser).forward or hasattr(function, _MARK)
-    return is_known and forward.__self__ is denoiser
+    if isinstance(forward, _Routed):
+        return forward.denoiser is denoiser
+    function = getattr(forward, "__func__", None)
+    return function is type(denoiser).forward and forward.__self__ is denoiser
 
 
-def _forward(denoiser: nn.Module, intercept: Intercept) -> types.MethodType:
-    own = denoiser.forward
-
-    @functools.wraps(type(denoiser).forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self is not denoiser:  # a deep copy, with weights of its own
-            return type(self).forward(self, *args, **kwargs)
-        return intercept(own, args, kwargs)
-
-    setattr(forward, _MARK, denoiser)
-    # A bound method, because a deep copy of one is bound to the copy of the module.
-    return types.MethodType(forward, denoiser)
-
-
-def _subclass(pipe: Any, around: Callable[[], AbstractContextManager[None]]) -> type:
+def _subclass(pipe: Any, around: Around) -> type:
     base = type(pipe)
 
     @functools.wraps(base.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self is not pipe:  # a copy
+        if self is not pipe:
             return base.__call__(self, *args, **kwargs)
-        with around():
+        with around(any(map(callable, (*args, *kwargs.values())))):
             return base.__call__(self, *args, **kwargs)
 
+    def new(_: type, *args: Any, **kwargs: Any) -> Any:
+        return base(*args, **kwargs)  # made by type(pipe)(...) or pipe.from_pipe(...): a plain one
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        function, args, *rest = base.__reduce_ex__(self, protocol)
+        return function, tuple(base if a is subclass else a for a in args), *rest
+
     # Saving a pipeline and many checks go by these names.
-    names = {
+    attributes = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
+        "__call__": call,
+        "__new__": new,
+        "__reduce_ex__": reduce,
+        _PIPELINE: pipe,
     }
-    return type(base.__name__, (base,), {**names, "__call__": call, _MARK: pipe})
+    return (subclass := type(base.__name__, (base,), attributes))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hybridiff_compile.errors import SpaceError
+from hybridiff_compile.layout import plain_parts
 
 # A weight keeps its address modulo this: CPU kernels choose their path, and so their last bits, by
 # the alignment of what they read (weights mapped from a safetensors file often start at 8 mod 64).
@@ -36,15 +39,32 @@ class Weight:
         return flat.set_(storage, self.offset // self.dtype.itemsize, self.shape, self.stride)
 
 
-#: Weights by name.
-Manifest = dict[str, Weight]
+@dataclass(frozen=True, slots=True)
+class Wrapped:
+    """A weight of a tensor subclass, a quantised one say, whose parts lie in the mapping."""
+
+    kind: type
+    parts: tuple[str, ...]
+    context: Any
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def rebuild(self, name: str, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the weight of a name, of its parts, which are `<name>.<part>`."""
+        inside = {part: weights[f"{name}.{part}"] for part in self.parts}
+        unflatten: Any = self.kind
+        return unflatten.__tensor_unflatten__(inside, self.context, self.shape, self.stride)
+
+
+#: Weights by name; the parts of a wrapped one come before it.
+Manifest = dict[str, Weight | Wrapped]
 
 
 class Published:
     """A module's weights in a file that workers map; see `publish`.
 
     Attributes:
-        path: of the file; None once it is closed.
+        path: of the file; None once it is closed, after which no other worker can map it.
         manifest: where in the file each weight lies.
         names: of the weights, by the `id` of their tensor objects.
     """
@@ -59,11 +79,34 @@ class Published:
             self.path: Path | None = files.enter_context(weights_file())
             self.manifest, self.names = publish(module, self.path)
             self._files = files.pop_all()
+        self._module, self._state = module, _state(module)
+
+    def is_current(self) -> bool:
+        """Whether workers that map it now get the module's weights as they are now."""
+        return self.path is not None and self._state == _state(self._module)
+
+    def mapped(self) -> None:
+        """After a worker has mapped it: keep the file only where the module itself lies in it."""
+        if any(p.device.type != "cpu" for p in self._module.parameters()):
+            self.close()
 
     def close(self) -> None:
-        """After all workers have mapped it: the file is gone, the mappings stay."""
+        """The file is gone; the mappings stay."""
         self.path = None
         self._files.close()
+
+
+def _state(module: nn.Module) -> list[tuple[Any, ...]]:
+    """Which tensors a module has for weights, where they lie, and torch's count of writes."""
+    return [
+        (name, id(tensor), part.data_ptr(), None if part.is_inference() else part._version)
+        for name, tensor in _weights(module).items()
+        for part in plain_parts(tensor)
+    ]
+
+
+def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return dict((*module.named_parameters(), *module.named_buffers()))
 
 
 def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str]]:
@@ -78,8 +121,11 @@ def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str]]:
     Raises:
         SpaceError: the file's folder has no room for them.
     """
-    tensors = dict((*module.named_parameters(), *module.named_buffers()))
-    manifest, end = {}, 0
+    tensors, manifest, end = {}, {}, 0
+    wrapped: Manifest = {}
+    for name, tensor in _weights(module).items():
+        for inner, part in _opened(name, tensor, wrapped):
+            tensors[inner] = part
     for name, tensor in tensors.items():
         dense = torch.empty_like(tensor, device="meta")  # keeps strides, drops gaps
         address = tensor.data_ptr() if tensor.device.type == "cpu" else 0
@@ -91,11 +137,34 @@ def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str]]:
         for name, tensor in tensors.items():
             os.pwrite(file.fileno(), _memory(tensor.detach()), manifest[name].offset)
     storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=max(end, 1))
+    mapping = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
     for name, tensor in tensors.items():
         if tensor.device.type == "cpu":
             with torch.inference_mode(tensor.is_inference()):  # it still says that it is one
-                tensor.data = manifest[name].view(storage)
-    return manifest, {id(tensor): name for name, tensor in tensors.items()}
+                tensor.data = _alone(manifest[name], mapping)
+    names = {id(tensor): name for name, tensor in _weights(module).items()}
+    return {**manifest, **wrapped}, names
+
+
+def _opened(
+    name: str, tensor: torch.Tensor, wrapped: Manifest
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The ordinary tensors that a weight is made of; notes in `wrapped` how, inner ones first."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    parts, context = tensor.__tensor_flatten__()
+    for part in parts:
+        yield from _opened(f"{name}.{part}", getattr(tensor, part), wrapped)
+    size, stride = tuple(tensor.shape), tuple(tensor.stride())
+    wrapped[name] = Wrapped(type(tensor), tuple(parts), context, size, stride)
+
+
+def _alone(weight: Weight, mapping: Any) -> torch.Tensor:
+    """A weight over the mapping with a storage of its own size: a pickle writes whole storages."""
+    end = weight.offset + math.prod(weight.shape) * weight.dtype.itemsize
+    part = torch.from_numpy(mapping[weight.offset : end])
+    return Weight(0, weight.shape, weight.stride, weight.dtype).view(part.untyped_storage())
 
 
 def _memory(tensor: torch.Tensor) -> Any:
@@ -126,8 +195,13 @@ def _reserve(path: Path, nbytes: int) -> None:
 def attach(path: Path, manifest: Manifest, device: torch.device) -> dict[str, torch.Tensor]:
     """Map published weights; on another device than the CPU, copy them there."""
     storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=path.stat().st_size)
-    views = {name: weight.view(storage) for name, weight in manifest.items()}
-    return {name: view.to(device) for name, view in views.items()}
+    found: dict[str, torch.Tensor] = {}
+    for name, weight in manifest.items():
+        if isinstance(weight, Weight):
+            found[name] = weight.view(storage).to(device)
+        else:
+            found[name] = weight.rebuild(name, found)
+    return found
 
 
 @contextmanager

@@ -1,10 +1,12 @@
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from hybridiff_compile.capture.fingerprint import fingerprint
+from hybridiff_compile.capture.fingerprint import Watch, fingerprint
 from tests import toy
 
 
@@ -20,6 +22,11 @@ class Lora(nn.Module):
 
 
 class Processor:
+    def __init__(self) -> None:
+        self.steps = [{"strength": 0.5}]
+
+
+class OtherProcessor(Processor):
     pass
 
 
@@ -73,7 +80,20 @@ def add_pre_hook(denoiser: toy.Toy) -> None:
 
 
 def set_processor(denoiser: toy.Toy) -> None:
-    denoiser.up.processor = Processor()  # pyright: ignore
+    denoiser.up.processor = OtherProcessor()  # pyright: ignore
+
+
+def set_inside_a_processor(denoiser: toy.Toy) -> None:
+    denoiser.up.processor.steps[0]["strength"] = 0.25  # pyright: ignore
+
+
+def replace_a_function(denoiser: toy.Toy) -> None:
+    denoiser.up.forward = functools.partial(type(denoiser.up).forward, denoiser.up)
+
+
+def rename_a_setting(denoiser: toy.Toy) -> None:
+    scaling: dict[str, float] = denoiser.lora.scaling  # pyright: ignore
+    scaling["other"] = scaling.pop("default")
 
 
 def remove_module(denoiser: toy.Toy) -> None:
@@ -94,6 +114,9 @@ def remove_module(denoiser: toy.Toy) -> None:
         add_hook,
         add_pre_hook,
         set_processor,
+        set_inside_a_processor,
+        replace_a_function,
+        rename_a_setting,
         remove_module,
         lambda d: d.train(),
         lambda d: d.half(),
@@ -101,9 +124,11 @@ def remove_module(denoiser: toy.Toy) -> None:
 )
 def test_changed_denoiser_has_another_fingerprint(change: Callable[[toy.Toy], None]):
     denoiser = with_settings()
-    before = fingerprint(denoiser)
+    before, watch = fingerprint(denoiser), Watch(denoiser)
+    assert watch.holds()
     change(denoiser)
     assert fingerprint(denoiser) != before
+    assert not watch.holds()
 
 
 def test_running_or_reading_a_denoiser_changes_nothing():
@@ -125,7 +150,16 @@ def test_capturing_a_denoiser_changes_nothing():
 
 def test_attribute_that_is_set_back_is_as_before():
     denoiser = with_settings()
-    before = fingerprint(denoiser)
+    before, watch = fingerprint(denoiser), Watch(denoiser)
     denoiser.train()
     denoiser.eval()
+    denoiser.up.processor = Processor()  # pyright: ignore - an equal one
     assert fingerprint(denoiser) == before
+    assert watch.holds()
+
+
+def test_what_holds_itself_ends():
+    denoiser = with_settings()
+    processor: Any = denoiser.up.processor
+    processor.owner, processor.steps = denoiser.up, [processor]
+    assert Watch(denoiser).holds()
