@@ -1,9 +1,11 @@
-"""Does a pipeline's sampler add noise of its own? Found from what it does, not from its name."""
+"""What a pipeline's sampler is given, and does it add noise of its own? Found from its steps."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import inspect
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,28 +14,52 @@ import torch
 
 _SEEDS = (0, 1)
 
+#: Called before a step of a scheduler, with the arguments of its `step`.
+Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
+
 
 @contextmanager
-def watched(scheduler: Any, tell: Callable[[bool], None]) -> Iterator[None]:
-    """Within this, the scheduler's first step also tells whether it draws noise.
+def watched(scheduler: Any, before: Before) -> Iterator[None]:
+    """Within this, something is called before each step of a scheduler.
 
     Args:
-        scheduler: of a pipeline whose call is under way within this; it is left as it was.
-        tell: called once, before the first step is made, with the pipeline's own arguments at hand.
+        scheduler: of a pipeline whose call is under way within this; it is left as it was. Copies
+            of it that are made meanwhile are not watched.
+        before: with the pipeline's own arguments.
     """
-    own = scheduler.step
+    own, found = scheduler.step, vars(scheduler).get("step")
 
-    @functools.wraps(own)  # pipelines look at the names of its parameters
-    def step(*args: Any, **kwargs: Any) -> Any:
-        vars(scheduler).pop("step", None)
-        tell(draws_noise(scheduler, args, kwargs))
+    @functools.wraps(type(scheduler).step)  # pipelines look at the names of its parameters
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self is not scheduler:
+            return type(self).step(self, *args, **kwargs)
+        before(args, kwargs)
         return own(*args, **kwargs)
 
-    scheduler.step = step
+    # A bound method, because a deep copy of one is bound to the copy of the scheduler.
+    scheduler.step = types.MethodType(step, scheduler)
     try:
         yield
     finally:
         vars(scheduler).pop("step", None)
+        if found is not None:
+            scheduler.step = found
+
+
+def inputs(
+    scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What a scheduler's step is given: the prediction, its first argument, and the noisy picture.
+
+    None for one that is no tensor.
+    """
+    try:
+        given = inspect.signature(scheduler.step).bind_partial(*args, **kwargs).arguments
+    except TypeError:  # the step itself will say what is wrong
+        return None, None
+    found = next(iter(given.values()), None), given.get("sample")
+    prediction, sample = (x if isinstance(x, torch.Tensor) else None for x in found)
+    return prediction, sample
 
 
 def draws_noise(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
