@@ -84,8 +84,13 @@ def run_case(case: Case, rehearse: bool) -> Iterator[dict[str, Any]]:
     return gpu_ranks.rows(case.name, case.detail, device, 3 if rehearse else 20, small=rehearse)
 
 
-def in_process(case: Case, rehearse: bool) -> tuple[list[dict[str, Any]], str | None]:
-    """Run a case in a process of its own; its rows until it ended, and why it failed, if it did."""
+def in_process(
+    case: Case, rehearse: bool, log: Path | None = None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Run a case in a process of its own; its rows until it ended, and why it failed, if it did.
+
+    What a failed case wrote to its standard error is put at the end of `log`.
+    """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         cache, out, err = f"{folder}/cache", Path(folder, "out"), Path(folder, "err")
         command = [sys.executable, __file__, "--case", case.section, case.name, case.detail]
@@ -105,7 +110,11 @@ def in_process(case: Case, rehearse: bool) -> tuple[list[dict[str, Any]], str | 
                 process.wait()
         lines, said = out.read_text().splitlines(), err.read_text(errors="replace").split("\n")
     made = [json.loads(x.removeprefix(_ROW)) for x in lines if x.startswith(_ROW)]
-    return made, _why_failed(process.returncode, said, case)
+    failed = _why_failed(process.returncode, said, case)
+    if failed and log:
+        with log.open("a", encoding="utf-8") as kept:
+            kept.write("\n".join([f"=== {case}", *said[-200:], ""]))
+    return made, failed
 
 
 def _why_failed(code: int, said: list[str], case: Case) -> str | None:
@@ -134,7 +143,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for case in cases(args.only, args.models):
         begin = time.monotonic()
-        made, failed = in_process(case, args.rehearse)
+        made, failed = in_process(case, args.rehearse, args.out.with_suffix(".log"))
         rows += made
         for row in made:
             print("  " + text_of(row))
