@@ -10,7 +10,8 @@ from typing import Any
 import gpu_denoisers
 import torch
 
-from hybridiff_compile.capture.call import DenoiserCall, only_tensor
+from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.trace import capture
 from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import Phase
@@ -79,12 +80,14 @@ def _programs(
     together, apart = clocked(batched), clocked(branches[1])
     eager = {**what, "backend": "eager", "mode": "one-device"}
     yield {**eager, "step_ms": together, "branch_ms": apart, "ratio": together / apart}
-    expected = torch.cat([only_tensor(run(), "denoiser")[0] for run in branches])
+    answers = [run() for run in branches]
+    form = Form.of(answers[0], "denoiser")
+    expected = torch.cat([form.pack(answer) for answer in answers])
     begin = time.perf_counter()
-    captured = capture(denoiser, call, batched)
+    captured = capture(denoiser, call, batched())
     programs = build_programs(captured.program, "paper")
     captured_in = time.perf_counter() - begin
-    values = call.inputs(captured.shared)
+    values = call.inputs(captured.rows)
     for how in (EAGER, REGIONAL):
         own = {**what, "backend": how.backend}
         own |= {} if how.backend == "eager" else {"scope": how.scope}

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from hybridiff_compile.capture.call import DenoiserCall, Signature, only_tensor
+from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
+from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.trace import capture
 from hybridiff_compile.config import Config
 from hybridiff_compile.debug import Dump
@@ -31,21 +31,21 @@ class Entry:
 
     Attributes:
         key: by which the ranks know it.
-        shared: names of the inputs that both branches have in common, or none; see `Captured`.
-        spec: the tree around the prediction that the pipeline expects.
+        rows: where the rows of each argument are, or none; see `Captured`.
+        form: of the answer that the pipeline expects.
         programs: by phase.
     """
 
     key: int
-    shared: tuple[str, ...]
-    spec: pytree.TreeSpec
+    rows: Rows
+    form: Form
     programs: dict[Phase, StepProgram]
 
 
 def capture_entry(
     denoiser: nn.Module,
     call: DenoiserCall,
-    batched: Callable[[], Any],
+    answer: Any,
     config: Config,
     dump: Path | None,
 ) -> Entry:
@@ -53,41 +53,42 @@ def capture_entry(
 
     Args:
         denoiser: with its own forward in place.
-        call: a guided call.
-        batched: runs the call as the pipeline made it.
+        call: of a batch that can be halved.
+        answer: what the denoiser returned to it.
         config: its mode, and how the programs will be lowered.
         dump: folder for the programs before and after each pass.
 
     Raises:
         CaptureError: it cannot be traced.
     """
-    captured = capture(denoiser, call, batched, together=config.mode == "asyncdiff")
+    captured = capture(denoiser, call, answer, together=config.mode == "asyncdiff")
     observers = (Dump(dump),) if dump else ()
     # Compiled by stages, the ranks share the work even if no phase needs the cut.
     staged = config.lowering.backend == "inductor" and config.lowering.scope == "stage"
     programs = build_programs(captured.program, config.mode, observers, staged=staged)
-    return Entry(new_key(), captured.shared, captured.spec, programs)
+    return Entry(new_key(), captured.rows, captured.form, programs)
 
 
 def run_apart(
-    name: str, call: DenoiserCall, forward: Callable[..., Any]
-) -> tuple[torch.Tensor, pytree.TreeSpec]:
-    """Run the branches of a call one after the other, by the denoiser itself.
+    name: str, call: DenoiserCall, rows: Rows, forward: Callable[..., Any]
+) -> tuple[torch.Tensor, Form]:
+    """Run the halves of a call one after the other, by the denoiser itself.
 
     Args:
         name: of the denoiser.
-        call: a guided call.
+        call: of a batch that can be halved.
+        rows: where the rows of each argument are.
         forward: the denoiser's own.
 
     Returns:
-        Both branches' predictions, [2B, ...], and the tree around them that the pipeline expects.
+        The prediction of all rows, [2B, ...], and the form of the answer that the pipeline expects.
     """
     outputs = []
     for branch in range(len(BRANCHES)):
-        positional, keyword = call.branch(branch).arguments
-        outputs.append(only_tensor(forward(*positional.values(), **keyword), name))
-    (eps_u, spec), (eps_c, _) = outputs
-    return torch.cat([eps_u, eps_c]), spec
+        positional, keyword = call.branch(branch, rows).arguments
+        outputs.append(forward(*positional.values(), **keyword))
+    form = Form.of(outputs[0], name)
+    return torch.cat([form.pack(output) for output in outputs]), form
 
 
 def not_packaged(call: DenoiserCall, known: Sequence[Signature]) -> str:

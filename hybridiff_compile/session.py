@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from hybridiff_compile import lower
-from hybridiff_compile.capture.call import DenoiserCall, Signature, only_tensor
+from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
 from hybridiff_compile.capture.fingerprint import fingerprint
+from hybridiff_compile.capture.prediction import Form
+from hybridiff_compile.capture.rows import rows_of
 from hybridiff_compile.config import Config, SwitchSettings
 from hybridiff_compile.debug import call_name
 from hybridiff_compile.entry import (
@@ -25,7 +26,7 @@ from hybridiff_compile.entry import (
     one_compiler,
     run_apart,
 )
-from hybridiff_compile.errors import ConfigError, PackageError
+from hybridiff_compile.errors import CaptureError, ConfigError, PackageError
 from hybridiff_compile.here import Here, Prepared
 from hybridiff_compile.ir import Phase, RankProgram
 from hybridiff_compile.lower.device import device_of
@@ -35,8 +36,11 @@ from hybridiff_compile.runtime.driver import Driver, one_thread
 from hybridiff_compile.runtime.fleet import Start
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.runtime.run import Run
+from hybridiff_compile.ways import AsItIs, OneDevice, Way, look, uneven
 
 logger = logging.getLogger(__name__)
+
+_RANKS, _HALVES, _WHOLE = "on two ranks", "by halves", "as a whole"  # what is asked of a call
 
 
 class Session:
@@ -58,7 +62,7 @@ class Session:
         self._start, self._packaged = start, packaged is not None
         self._driver: Driver | None = None
         self._weights: weights.Published | None = None
-        self._entries: dict[Signature, Entry] = {}
+        self._ways: dict[tuple[str, Signature], Way] = {}
         self._fingerprint = self._captures = 0
         self._run: Run | None = None
         self._owner: int | None = None
@@ -71,7 +75,7 @@ class Session:
         self.attachment = Attachment(pipe, denoiser, self.run, self.denoise)
         try:
             if packaged is not None:  # now that nothing stands in the way: it writes the weights
-                self._entries.update(packaged())
+                self._ways = {(_RANKS, s): entry for s, entry in packaged().items()}
             if config.gpus > 1:
                 self._connect()
         except BaseException:
@@ -134,34 +138,33 @@ class Session:
         if run is None or self._owner != threading.get_ident():  # called from outside the pipeline
             return forward(*args, **kwargs)
         call = DenoiserCall.of(self._parameters, args, kwargs)
-        guided, is_apart = self._is_guided(run, call), self._here.is_apart
         if self._here.is_dry and self.config.gpus == 1:
             self._say_once("there is nothing to prepare: gpus=1 runs the denoiser as it is")
             raise Prepared
-        if not guided:
-            so = "there is nothing to prepare" if self._here.is_dry else "one rank runs it"
-            self._say_once(
-                "this denoiser call is not guided (guidance_scale <= 1, or no [uncond, cond] "
-                f"batch): {so}"
-            )
+        self._refuse_baseline(run, call)
+        way, answer = self._way(call, lambda: forward(*args, **kwargs))
+        if isinstance(way, AsItIs):
             if self._here.is_dry:
+                self._say_once(f"there is nothing to prepare: {way.reason}")
                 raise Prepared
-            return forward(*args, **kwargs)
+            self._say_once(f"one rank runs this denoiser call: {way.reason}")
+            run.unguided += 1
+            return forward(*args, **kwargs) if answer is None else answer
         if not run.done:
             steps = self._num_steps()
-            switching = None if is_apart else self.config.switching(self._family, steps)
+            switching = None if self._here.is_apart else self.config.switching(self._family, steps)
             run.begin(switching, self._pipe, steps)
-        if is_apart or self.config.gpus == 1:
-            return self._denoise_alone(run, call, forward)
-        entry = self._entry(call, forward, args, kwargs)
         if self._here.is_dry:
             raise Prepared
-        return self._denoise_together(run, call, entry)
+        if isinstance(way, Entry):
+            return self._denoise_together(run, call, way)
+        return self._denoise_here(run, call, way.rows, forward)
 
     @property
     def entries(self) -> Mapping[Signature, Entry]:
         """What was captured, by the signature of the call."""
-        return self._entries
+        ways = self._ways.items()
+        return {signature: way for (_, signature), way in ways if isinstance(way, Entry)}
 
     @property
     def lacks(self) -> str:
@@ -176,68 +179,108 @@ class Session:
             self._driver.release()
             self._driver = None
 
-    def _is_guided(self, run: Run, call: DenoiserCall) -> bool:
-        """The pipeline says that it guides, and the batch is doubled; looked at once a run."""
-        if not getattr(self._pipe, "do_classifier_free_guidance", True):
-            run.unguided += 1
-            return False
-        signature = call.signature()
-        if signature not in run.guided:
-            run.guided[signature] = call.is_guided(needed=self.config.mode == "asyncdiff")
-        return run.guided[signature]
+    def _way(self, call: DenoiserCall, batched: Callable[[], Any]) -> tuple[Way, Any]:
+        """How a call is answered, found by trying once; and its answer, if the try gave that.
+
+        Args:
+            call: of the denoiser.
+            batched: runs it as the pipeline made it.
+
+        Raises:
+            CaptureError: it cannot be captured, and was to be prepared, or has no other way.
+        """
+        if not (self._here.is_apart or self.config.gpus == 1):
+            kind = _RANKS
+        else:
+            extrapolates = self.config.mode != "exact" and not self._here.is_apart
+            kind = _WHOLE if extrapolates else _HALVES
+        place = kind, call.signature()
+        answer = None
+        if place not in self._ways:
+            if not self._ways:
+                self._fingerprint = fingerprint(self.denoiser)
+            self._ways[place], answer = self._find_way(kind, call, batched)
+        return self._ways[place], answer
+
+    def _find_way(
+        self, kind: str, call: DenoiserCall, batched: Callable[[], Any]
+    ) -> tuple[Way, Any]:
+        if reason := uneven(call):
+            return AsItIs(reason), None
+        known = self._ways.get((_RANKS, call.signature()))
+        if kind == _WHOLE or isinstance(known, Entry):
+            return OneDevice(known.rows if isinstance(known, Entry) else {}), None
+        if self._packaged:
+            raise PackageError(not_packaged(call, list(self.entries)))
+        answer = None
+        try:
+            with one_compiler, one_thread(self.device), self.attachment.bypassed():
+                answer, reason = look(self.denoiser, call, batched)
+                if reason:
+                    raise CaptureError(reason)
+                seen, answer = answer, None  # from here on the pipeline is given a way's own
+                if kind == _HALVES:
+                    return OneDevice(rows_of(self.denoiser, call, seen)), None
+            return self._capture(call, seen), None
+        except CaptureError as e:
+            if self._here.is_dry or self.config.mode == "asyncdiff":
+                raise
+            return AsItIs(str(e)), answer
+
+    def _refuse_baseline(self, run: Run, call: DenoiserCall) -> None:
+        """AsyncDiff pipelines a batch from call to call: each has to be of the same branches."""
+        if self.config.mode != "asyncdiff" or run.index or call.rows == 1 or call.is_doubled():
+            return
+        raise ConfigError(
+            "mode='asyncdiff' runs both branches in one batch, and this pipeline's call of "
+            f"{call.rows} rows is no [uncond, cond] batch; use mode='exact' for it."
+        )
 
     def _num_steps(self) -> int:
         steps = getattr(self._pipe, "num_timesteps", None)
         return len(self._pipe.scheduler.timesteps) if steps is None else int(steps)
 
-    def _denoise_alone(self, run: Run, call: DenoiserCall, forward: Callable[..., Any]) -> Any:
-        """One device: the branches one after the other, or in one batch if that need not be."""
-        name, spec = type(self.denoiser).__name__, None
+    def _denoise_here(
+        self, run: Run, call: DenoiserCall, rows: Rows, forward: Callable[..., Any]
+    ) -> Any:
+        """One device: the halves one after the other, or, without rows, all in one batch."""
+        name, form = type(self.denoiser).__name__, run.spec
 
         def compute(phase: Phase) -> torch.Tensor:
-            nonlocal spec
+            nonlocal form
             with one_thread(self.device):
-                if run.settings is None:
-                    prediction, spec = run_apart(name, call, forward)
-                else:
-                    positional, keyword = call.arguments
-                    prediction, spec = only_tensor(forward(*positional.values(), **keyword), name)
-            return prediction
+                if rows:
+                    prediction, form = run_apart(name, call, rows, forward)
+                    return prediction
+                positional, keyword = call.arguments
+                answer = forward(*positional.values(), **keyword)
+            form = Form.of(answer, name)
+            return form.pack(answer)
 
-        prediction = run.step(run.last_key, compute)
-        run.spec = spec or run.spec
-        return pytree.tree_unflatten([prediction], run.spec)
+        key = hash(call.signature())
+        prediction = run.step(key, compute)
+        run.last_key, run.spec = key, form
+        return form.unpack(prediction)
 
     def _denoise_together(self, run: Run, call: DenoiserCall, entry: Entry) -> Any:
         """Two ranks: each its part of the phase."""
 
         def compute(phase: Phase) -> torch.Tensor:
-            inputs = call.inputs(entry.shared)
+            inputs = call.inputs(entry.rows)
             return self._connect().step(entry.key, phase, len(run.done), inputs)
 
         prediction = run.step(entry.key, compute)
         run.last_key, run.ranks = entry.key, self.config.gpus
-        return pytree.tree_unflatten([prediction], entry.spec)
+        return entry.form.unpack(prediction)
 
-    def _entry(
-        self, call: DenoiserCall, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
-    ) -> Entry:
-        """The captured signature of a call; captured now if it is new."""
-        signature = call.signature()
-        if signature not in self._entries:
-            self._entries[signature] = self._capture(call, lambda: forward(*args, **kwargs))
-        return self._entries[signature]
-
-    def _capture(self, call: DenoiserCall, batched: Callable[[], Any]) -> Entry:
+    def _capture(self, call: DenoiserCall, answer: Any) -> Entry:
         self.tell(f"capturing {type(self.denoiser).__name__}")
-        if self._packaged:
-            raise PackageError(not_packaged(call, list(self._entries)))
         self._captures += 1
         name = call_name(self._captures, next(iter(call.tensors().values())))
         dump = self.config.dump and self.config.dump / name
         with memory.lightly_collected():
             with one_compiler, one_thread(self.device), self.attachment.bypassed():
-                entry = capture_entry(self.denoiser, call, batched, self.config, dump)
+                entry = capture_entry(self.denoiser, call, answer, self.config, dump)
             self._load(self._connect(), entry)
         self._to_trim = True
         logger.info("captured %s for %d ranks", type(self.denoiser).__name__, self.config.gpus)
@@ -250,14 +293,14 @@ class Session:
             self._driver = Driver(self._start(self._get_ready), self.device)
             if self.config.lowering.backend == "inductor":
                 self._driver.fleet.send(messages.Warm(self.config.lowering))
-            for entry in self._entries.values():
+            for entry in self.entries.values():
                 self._load(self._driver, entry)
         return self._driver
 
     def _get_ready(self) -> None:
         """While a worker starts, do what needs none."""
         self._be_ready = lower.get_ready(self.config.lowering, self.device)
-        if self._entries:  # they are loaded next; tracing is slower on weights in one mapping
+        if self.entries:  # they are loaded next; tracing is slower on weights in one mapping
             self._weights = weights.Published(self.denoiser)
 
     def _load(self, driver: Driver, entry: Entry) -> None:
@@ -280,17 +323,18 @@ class Session:
 
     def _forget_if_changed(self) -> None:
         """Capture again what no longer is what was captured: a LoRA loaded, `to()`, new weights."""
-        if not self._entries or fingerprint(self.denoiser) == self._fingerprint:
+        if not self._ways or fingerprint(self.denoiser) == self._fingerprint:
             return
         if self._packaged:
             raise PackageError(
                 "the denoiser has changed since its package was loaded (weights, a LoRA, a "
                 "device); call restore(), then load() it again, or export the changed pipeline."
             )
-        logger.warning("the denoiser has changed since it was captured; it is captured again")
+        if self.entries:
+            logger.warning("the denoiser has changed since it was captured; it is captured again")
         if self._driver is not None and self._driver.fleet.is_open:
-            self._driver.unload([e.key for e in self._entries.values()])
-        self._entries.clear()
+            self._driver.unload([e.key for e in self.entries.values()])
+        self._ways.clear()
         self._weights = None
         self.device = device_of(self.denoiser)
 

@@ -99,7 +99,7 @@ def run(denoiser: nn.Module, call: DenoiserCall) -> torch.Tensor:
 
 
 def capture_of(denoiser: nn.Module, call: DenoiserCall, together: bool = False) -> Captured:
-    return capture(denoiser, call, lambda: (run(denoiser, call),), together=together)
+    return capture(denoiser, call, (run(denoiser, call),), together=together)
 
 
 @functools.cache
@@ -139,7 +139,7 @@ def capture_simple(denoiser: nn.Module, sample: torch.Tensor | None = None) -> C
     half = torch.randn(1, 4) if sample is None else sample
     call = DenoiserCall.of(("sample",), (torch.cat([half, half]),), {})
     positional, keyword = call.arguments
-    return capture(denoiser, call, lambda: denoiser(*positional.values(), **keyword))
+    return capture(denoiser, call, denoiser(*positional.values(), **keyword))
 
 
 def denoiser_of(step: Captured) -> fx.GraphModule:

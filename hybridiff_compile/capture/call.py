@@ -1,4 +1,4 @@
-"""One denoiser call of a pipeline: is it guided, what are its branches, what does it return."""
+"""One denoiser call of a pipeline: its arguments by name, and the halves of its batch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from hybridiff_compile.errors import CaptureError, ConfigError
 from hybridiff_compile.ir import BRANCHES
 from hybridiff_compile.layout import dense_stride
 
 #: What a capture is good for: every tensor's shape, strides, dtype and device, every constant.
 Signature = tuple[Any, ...]
+
+#: Dimension of the rows of the batch by name of the argument; one that is not there has no rows.
+Rows = Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -65,52 +67,73 @@ class DenoiserCall:
 
         return (self.names, tuple(of(leaf) for leaf in self.leaves), str(self.spec))
 
-    def is_guided(self, needed: bool = False) -> bool:
-        """Whether both halves of the noisy picture are bit-equal: `[uncond, cond]` in one batch.
+    @property
+    def rows(self) -> int:
+        """The size of the batch: dim 0 of the noisy picture; 0 if there is none."""
+        noisy = next(iter(self.tensors().values()), None)
+        return 0 if noisy is None or noisy.dim() == 0 else noisy.shape[0]
 
-        Args:
-            needed: by mode "asyncdiff", which has no other way to run a pipeline that guides.
+    def is_doubled(self) -> bool:
+        """Whether both halves of the noisy picture are bit-equal, as `[uncond, cond]` has them.
 
-        Raises:
-            ConfigError: it is needed, and is not so.
+        Waits for the device.
         """
         noisy = next(iter(self.tensors().values()), None)
         halves = () if noisy is None or noisy.dim() == 0 else noisy.chunk(len(BRANCHES))
-        same = len(halves) == len(BRANCHES) and torch.equal(*halves)
-        if needed and not same:
-            shape = None if noisy is None else tuple(noisy.shape)
-            raise ConfigError(
-                f"mode='asyncdiff' runs both branches in one batch, and this pipeline's call of "
-                f"shape {shape} is no [uncond, cond] batch; use mode='exact' for it."
-            )
-        return same
+        return len(halves) == len(BRANCHES) and torch.equal(*halves)
 
-    def branch(self, index: int) -> DenoiserCall:
-        """The call of one branch: every tensor whose dim 0 is the doubled batch is sliced by B."""
-        doubled = next(iter(self.tensors().values())).shape[0]
-        size = doubled // len(BRANCHES)
+    def rows_by_shape(self) -> dict[str, int]:
+        """Where the shapes suggest that rows are; see `capture.rows`, which looks closer."""
+        ways = {name: row_dims(tensor, self.rows)[0] for name, tensor in self.tensors().items()}
+        return {name: dim for name, dim in ways.items() if dim is not None}
 
-        def cut(leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == doubled:
-                return leaf[index * size : (index + 1) * size]
-            return leaf
+    def branch(self, index: int, rows: Rows | None = None) -> DenoiserCall:
+        """The call of one half of the batch: every tensor that has rows is cut in the middle.
 
-        return DenoiserCall(self.names, tuple(cut(leaf) for leaf in self.leaves), self.spec)
+        Args:
+            index: 0 or 1.
+            rows: where the rows of each argument are; None goes by the shapes.
+        """
+        rows = self.rows_by_shape() if rows is None else rows
 
-    def inputs(self, shared: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        def half(name: str, leaf: Any) -> Any:
+            if name not in rows:
+                return leaf
+            return _as_received(leaf.chunk(len(BRANCHES), rows[name])[index])
+
+        pairs = zip(self.names, self.leaves, strict=True)
+        return DenoiserCall(self.names, tuple(half(n, leaf) for n, leaf in pairs), self.spec)
+
+    def inputs(self, rows: Rows) -> dict[str, torch.Tensor]:
         """The inputs of a step program, by name.
 
         Args:
-            shared: names that both branches have in common; of the others each has its own,
-                `<name>_u` and `<name>_c`. Empty: the program takes the tensors of the whole batch.
+            rows: where the rows of each argument are. An argument of rows becomes two, `<name>_u`
+                with the first half and `<name>_c` with the second; any other one is one object for
+                both. Empty: the program takes the tensors of the whole batch.
         """
-        if not shared:
+        if not rows:
             return self.tensors()
         values = {}
         for index, branch in enumerate(BRANCHES):
-            for name, tensor in self.branch(index).tensors().items():
-                values[name if name in shared else f"{name}_{branch}"] = tensor
+            for name, tensor in self.branch(index, rows).tensors().items():
+                values[f"{name}_{branch}" if name in rows else name] = tensor
         return values
+
+
+def row_dims(tensor: torch.Tensor, rows: int) -> list[int | None]:
+    """The dimensions of a tensor that may have the rows, the likeliest first; None is no dimension.
+
+    A dim 0 that holds several times as many (the frames of each picture of a video) comes last:
+    lengths of all kinds are even.
+    """
+    if not tensor.dim() or not rows:
+        return [None]
+    others = [dim for dim in range(1, tensor.dim()) if tensor.shape[dim] == rows]
+    if tensor.shape[0] == rows:
+        return [0, None, *others]
+    multiple = [0] if tensor.shape[0] and tensor.shape[0] % rows == 0 else []
+    return [*others, None, *multiple]
 
 
 def _as_received(leaf: Any) -> Any:
@@ -125,19 +148,3 @@ def _as_received(leaf: Any) -> Any:
 
 def _key(entry: Any) -> Any:
     return getattr(entry, "key", getattr(entry, "idx", entry))
-
-
-def only_tensor(output: Any, where: str) -> tuple[torch.Tensor, pytree.TreeSpec]:
-    """The one tensor that a denoiser returns, and the tree around it.
-
-    Raises:
-        CaptureError: it returns none or several.
-    """
-    leaves, spec = pytree.tree_flatten(output)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    if len(tensors) != 1 or len(leaves) != 1:
-        raise CaptureError(
-            f"{where} returns {len(tensors)} tensors among {len(leaves)} values; a denoiser must "
-            "return one prediction. Use gpus=1 for this pipeline."
-        )
-    return tensors[0], spec

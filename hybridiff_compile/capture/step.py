@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
-from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.capture.call import Rows
 from hybridiff_compile.ir import (
     BRANCHES,
     Level,
@@ -18,30 +17,18 @@ from hybridiff_compile.ir import (
 )
 
 
-def shared_names(call: DenoiserCall) -> tuple[str, ...]:
-    """Names of the tensor arguments that both branches have in common, the noisy picture first."""
-    tensors = call.tensors()
-    noisy = next(iter(tensors))
-    doubled = tensors[noisy].shape[0]
-    unbatched = [n for n, t in tensors.items() if t.dim() == 0 or t.shape[0] != doubled]
-    return (noisy, *(n for n in unbatched if n != noisy))
-
-
-def prediction_of(graph: fx.Graph) -> fx.Node:
-    """The node of the one value that an exported graph returns."""
-    return pytree.tree_leaves(output_node(graph).args[0])[0]
-
-
-def step_program(denoiser: fx.GraphModule, shared: tuple[str, ...]) -> StepProgram:
+def step_program(denoiser: fx.GraphModule, rows: Rows) -> StepProgram:
     """Write the small graph: the denoiser calls, then the batch that the pipeline expects.
 
     Args:
         denoiser: as exported, `(tensor arguments that are read) -> eps`; every node has its
             FakeTensor in `meta["val"]`.
-        shared: names of the arguments that both branches have in common: a call a branch, of batch
-            B. Empty: the denoiser was exported at the batch 2B, and one call serves both.
+        rows: where the rows of each argument are: two calls, each of half the batch. Empty: the
+            denoiser was exported at the whole batch, and one call serves it.
     """
-    branches = BRANCHES if shared else ("",)
+    branches = BRANCHES if rows else ("",)
+    (result,) = output_node(denoiser.graph).args
+    assert isinstance(result, fx.Node)
     values = {n.target: n.meta["val"] for n in denoiser.graph.nodes if n.op == "placeholder"}
     graph = fx.Graph()
     inputs: dict[str, fx.Node] = {}
@@ -53,7 +40,7 @@ def step_program(denoiser: fx.GraphModule, shared: tuple[str, ...]) -> StepProgr
         return inputs[name]
 
     def of(name: str, branch: str) -> str:
-        return f"{name}_{branch}" if branch and name not in shared else name
+        return f"{name}_{branch}" if branch and name in rows else name
 
     args = {
         branch: tuple(placeholder(of(name, branch), value) for name, value in values.items())
@@ -61,8 +48,10 @@ def step_program(denoiser: fx.GraphModule, shared: tuple[str, ...]) -> StepProgr
     }
     eps = []
     for branch in branches:
-        node = graph.create_node("call_module", "denoiser", args[branch], name=of("eps", branch))
-        node.meta = {"val": prediction_of(denoiser.graph).meta["val"]}
+        node = graph.create_node(
+            "call_module", "denoiser", args[branch], name=f"eps_{branch}" if branch else "eps"
+        )
+        node.meta = {"val": result.meta["val"]}
         node.meta |= {"branch": branch} if branch else {}
         eps.append(node)
     prediction = graph.call_function(torch.cat, (eps,))

@@ -7,21 +7,25 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import config as fx_config
 from torch.fx import graph_module
 from torch.utils import _pytree as pytree
 
-from hybridiff_compile.capture.call import DenoiserCall, only_tensor
-from hybridiff_compile.capture.step import prediction_of, shared_names, step_program
+from hybridiff_compile.capture.call import DenoiserCall, Rows
+from hybridiff_compile.capture.prediction import Form, packed
+from hybridiff_compile.capture.rows import rows_of
+from hybridiff_compile.capture.state import kept
+from hybridiff_compile.capture.step import step_program
 from hybridiff_compile.errors import CaptureError
-from hybridiff_compile.ir import Parent, StepProgram
+from hybridiff_compile.ir import Parent, StepProgram, output_node
 
 logger = logging.getLogger(__name__)
 
@@ -41,59 +45,63 @@ class Captured:
     """A captured step.
 
     Attributes:
-        program: one graph `(sample, e_u..., e_c...) -> prediction[2B, ...]`; captured together,
-            `(sample, e...) -> prediction`, all at the batch 2B.
-        shared: names of the tensor arguments that both branches have in common (the noisy picture
-            and what is not batched); of every other one each branch has its own, `<name>_u` and
-            `<name>_c`. Empty where they were captured together.
-        spec: the tree around the prediction that the pipeline expects.
+        program: one graph `(sample_u, e_u..., sample_c, e_c...) -> prediction[2B, ...]`; captured
+            together, `(sample, e...) -> prediction`, all at the batch 2B.
+        rows: where the rows of each argument are, the noisy picture first. Each of these is two
+            inputs, `<name>_u` and `<name>_c`; every other one is one object for all rows. Empty
+            where both halves were captured together.
+        form: of the answer that the pipeline expects.
     """
 
     program: StepProgram
-    shared: tuple[str, ...]
-    spec: pytree.TreeSpec
+    rows: Rows
+    form: Form
 
 
 def capture(
-    denoiser: nn.Module,
-    call: DenoiserCall,
-    batched: Callable[[], Any] | None,
-    *,
-    together: bool = False,
+    denoiser: nn.Module, call: DenoiserCall, answer: Any, *, together: bool = False
 ) -> Captured:
     """Trace a denoiser from a pipeline's own call.
 
     Args:
-        denoiser: the module, with its own forward in place.
-        call: a guided call, `[uncond, cond]` in one batch of 2B.
-        batched: runs the call as the pipeline made it, for the comparison with the branches; None
-            compares nothing, for weights and values that are FakeTensors or not of interest.
-        together: trace one call of both branches, for programs that do not take them apart.
+        denoiser: the module, with its own forward in place; it is left as it was.
+        call: of a batch of 2B rows, whatever they mean.
+        answer: what the denoiser returned to it, for the comparison with the halves; None compares
+            nothing, for weights and values that are FakeTensors or not of interest.
+        together: trace one call of both halves, for programs that do not take them apart.
 
     Raises:
-        CaptureError: it cannot be exported, or its branches do not add up to the batched call.
+        CaptureError: it cannot be exported, or its halves do not add up to the batched call.
     """
     name = type(denoiser).__name__
-    if batched is None:
-        spec, expected = pytree.tree_structure(None), None
-    else:
-        expected, spec = only_tensor(batched(), name)
-    traced = _export(denoiser, call if together else call.branch(0))
-    shared = () if together else shared_names(call)
-    captured = Captured(step_program(traced, shared), shared, spec)
-    if expected is None:
-        return captured
+    form = None if answer is None else Form.of(answer, name)
+    rows: Rows = {}
+    with kept(denoiser), _quiet():
+        if not together:
+            rows = call.rows_by_shape() if answer is None else rows_of(denoiser, call, answer)
+        traced, returned = _export(denoiser, call if together else call.branch(0, rows))
+    form = form or Form.of(returned, name)
+    captured = Captured(step_program(traced, rows), rows, form)
+    if answer is not None:
+        _compare(captured, call, form.pack(answer), name)
+    return captured
+
+
+def _compare(captured: Captured, call: DenoiserCall, expected: torch.Tensor, name: str) -> None:
+    """Refuse halves that, put together, are not what the denoiser made of the batch."""
     (step,) = captured.program.graphs
-    values = call.inputs(shared)
+    values, together = call.inputs(captured.rows), not captured.rows
     with torch.no_grad():
         result = step(*(values[n] for n in captured.program.contracts[0].inputs))["prediction"]
     if result.shape != expected.shape:
         shapes = f"shapes {tuple(result.shape)} and {tuple(expected.shape)}"
         raise _mismatch(name, shapes, together)
-    error = ((result - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
+    same = (result == expected) | (result.isnan() & expected.isnan())
+    difference = torch.where(same, 0.0, (result - expected).abs())
+    largest = torch.where(expected.isfinite(), expected, 0.0).abs().max().clamp_min(1e-12)
+    error = (difference.max() / largest).item()
     if not error <= _TOLERANCE.get(expected.dtype, 1e-3):
         raise _mismatch(name, f"a relative difference of {error:.2e}", together)
-    return captured
 
 
 def _mismatch(name: str, what: str, together: bool) -> CaptureError:
@@ -103,17 +111,21 @@ def _mismatch(name: str, what: str, together: bool) -> CaptureError:
             "time, or something that is no number. Use gpus=1 for this pipeline."
         )
     return CaptureError(
-        f"the branches of {name}, computed apart, give {what} to its batched call: the batch is "
-        "not [uncond, cond], or its rows depend on each other. Use gpus=1 for this pipeline."
+        f"the halves of {name}'s batch, computed apart, give {what} to its batched call: its rows "
+        "depend on each other, or it computes another thing each time"
     )
 
 
-def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
-    """Export to a plain graph module `(tensor arguments that are read) -> prediction`."""
+def _export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any]:
+    """Export to a plain graph module `(tensor arguments that are read) -> prediction`.
+
+    Returns:
+        It, and the exported answer: FakeTensors.
+    """
     positional, keyword = call.arguments
     before = set(_sources())
     try:
-        with torch.no_grad(), _without_gradients(denoiser), _quiet(), _without_stack_traces():
+        with torch.no_grad(), _without_gradients(denoiser), _without_stack_traces():
             exported = torch.export.export(
                 denoiser, tuple(positional.values()), keyword, strict=False
             )
@@ -121,10 +133,54 @@ def _export(denoiser: nn.Module, call: DenoiserCall) -> fx.GraphModule:
         raise CaptureError(_explain(denoiser, e)) from e
     finally:
         _forget_export(before)
-    return _unlift(exported, call)
+    returned = _returned(exported, type(denoiser).__name__)
+    values = [n.meta["val"] if isinstance(n, fx.Node) else n for n in returned]
+    assert exported.call_spec.out_spec is not None
+    return _unlift(exported, call, returned), pytree.tree_unflatten(
+        values, exported.call_spec.out_spec
+    )
 
 
-def _unlift(exported: torch.export.ExportedProgram, call: DenoiserCall) -> fx.GraphModule:
+def _returned(exported: torch.export.ExportedProgram, name: str) -> list[Any]:
+    """What an exported graph returns to its caller: nodes, and constants.
+
+    Raises:
+        CaptureError: it also writes into a buffer or an argument, which ranks would not share.
+    """
+    specs = exported.graph_signature.output_specs
+    written = [str(s.target or s.arg) for s in specs if s.kind is not OutputKind.USER_OUTPUT]
+    if written := [*written, *_written(exported)]:
+        raise CaptureError(
+            f"{name} writes into {', '.join(written[:3])} when it is called, which one "
+            "call's program cannot follow"
+        )
+    (values,) = output_node(exported.graph).args
+    return list(values) if isinstance(values, tuple | list) else [values]
+
+
+def _written(exported: torch.export.ExportedProgram) -> list[str]:
+    """Weights and arguments whose memory a node writes into, through a view of it or not."""
+    specs, graph = exported.graph_signature.input_specs, exported.graph
+    constants = {s.arg.name for s in specs if s.kind is InputKind.CONSTANT_TENSOR}
+
+    def memory(node: Any) -> int | None:
+        value = node.meta.get("val") if isinstance(node, fx.Node) else None
+        return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
+
+    placeholders = [n for n in graph.nodes if n.op == "placeholder" and n.name not in constants]
+    inputs = {memory(n): n.name for n in placeholders if memory(n) is not None}
+    found = []
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        for given, argument in zip(node.args, schema.arguments if schema else (), strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                found += [inputs[m] for m in [memory(given)] if m in inputs]
+    return found
+
+
+def _unlift(
+    exported: torch.export.ExportedProgram, call: DenoiserCall, returned: list[Any]
+) -> fx.GraphModule:
     """The exported graph with its weights as attributes again.
 
     `exported.module()` takes a second more for a large one, which goes into code that nobody runs.
@@ -142,7 +198,8 @@ def _unlift(exported: torch.export.ExportedProgram, call: DenoiserCall) -> fx.Gr
             name, leaf = next(given)
             env[node] = graph.placeholder(name if isinstance(leaf, torch.Tensor) else node.name)
         elif node.op == "output":
-            graph.output(env[prediction_of(exported.graph)])
+            nodes = [env[n] for n in returned if isinstance(n, fx.Node)]
+            graph.output(packed(graph, nodes))
             break
         else:
             if node.op in ("get_attr", "call_module"):
@@ -248,6 +305,5 @@ def _explain(denoiser: nn.Module, error: Exception) -> str:
     where = f" at {frames[-1].name} ({frames[-1].line})" if frames else ""
     return (
         f"{type(denoiser).__name__} cannot be exported{where}: {type(error).__name__}: "
-        f"{' '.join(lines[:2])[:400]} - make that line free of decisions on tensor values, "
-        "or use gpus=1, which needs no export."
+        f"{' '.join(lines[:2])[:400]} - make that line free of decisions on tensor values"
     )

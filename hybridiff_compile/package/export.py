@@ -123,8 +123,8 @@ def branch(entry: Entry) -> fx.GraphModule:
     graph, env = fx.Graph(), {}
     for node in module.graph.nodes:
         if node.op == "placeholder" and node in needed:
-            shared = node.name in entry.shared
-            env[node] = graph.placeholder(node.name if shared else node.name.removesuffix("_u"))
+            name = node.name.removesuffix("_u")
+            env[node] = graph.placeholder(name if name in entry.rows else node.name)
             env[node].meta = dict(node.meta)
         elif node in calls:
             env[node] = graph.node_copy(node, env.__getitem__)
@@ -175,8 +175,9 @@ def _call(signature: Signature, entry: Entry) -> manifest.Call:
         names=names,
         leaves=tuple(leaf(value) for value in leaves),
         arguments=arguments,
-        prediction=pytree.treespec_dumps(entry.spec),
-        shared=entry.shared,
+        answer=pytree.treespec_dumps(entry.form.spec),
+        answer_leaves=entry.form.leaves,
+        rows=dict(entry.rows),
     )
 
 

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from hybridiff_compile.capture.call import Signature
+from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.entry import Entry
 from hybridiff_compile.errors import PackageError
 from hybridiff_compile.ir import Level, Phase, RankContract, StepProgram
@@ -60,8 +61,8 @@ def entries(folder: Path, made: manifest.Manifest, denoiser: nn.Module) -> dict[
             phase: _program(phase, [codec.decode(rank[phase.name], stage) for rank in by_rank])
             for phase in (Phase[name] for name in by_rank[0])
         }
-        spec = pytree.treespec_loads(call.prediction)
-        found[_signature(call)] = Entry(new_key(), call.shared, spec, programs)
+        form = Form(pytree.treespec_loads(call.answer), call.answer_leaves)
+        found[_signature(call)] = Entry(new_key(), call.rows, form, programs)
     with torch.no_grad():  # last, so that a package that is refused changes nothing
         for name in stored.keys() & own.keys():
             own[name].copy_(stored[name])

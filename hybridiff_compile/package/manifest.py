@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hybridiff_compile.errors import PackageError
 
 #: Of the manifest and the files it describes; a reader refuses any other.
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 RANKS = 2
@@ -35,13 +35,21 @@ class Leaf(_Record):
 
 
 class Call(_Record):
-    """A call signature: names and leaves of the arguments, and the trees around them."""
+    """A call signature: names and leaves of the arguments, and the trees around them.
+
+    Attributes:
+        names, leaves: of the arguments.
+        arguments, answer: the trees around them, and around what the denoiser returns.
+        answer_leaves: as in `capture.prediction.Form`.
+        rows: dimension of the rows of each argument, by name.
+    """
 
     names: tuple[str, ...]
     leaves: tuple[Leaf, ...]
     arguments: str
-    prediction: str
-    shared: tuple[str, ...]
+    answer: str
+    answer_leaves: tuple[tuple[int, ...] | None, ...]
+    rows: dict[str, int]
 
 
 class Manifest(_Record):
@@ -60,7 +68,7 @@ class Manifest(_Record):
         files: sha256 by name of every other file.
     """
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     format: Literal["aot", "onnx"]
     torch: str
     device: str

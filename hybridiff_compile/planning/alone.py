@@ -156,7 +156,7 @@ def eager(
         call: a guided call of it, `[uncond, cond]` in one batch of 2B.
         captured: its step.
     """
-    values = call.inputs(captured.shared)
+    values = call.inputs(captured.rows)
     device = next(iter(values.values())).device
     positional, keyword = call.arguments
     with torch.no_grad(), one_thread(device):

@@ -58,14 +58,14 @@ class Subject:
     def picture(self) -> torch.Tensor:
         """The noisy picture of one branch, a FakeTensor."""
         nodes = self.captured.program.graphs[0].graph.nodes
-        return next(n.meta["val"] for n in nodes if n.name == self.captured.shared[0])
+        return next(n.meta["val"] for n in nodes if n.name[:-2] == next(iter(self.captured.rows)))
 
     @property
     def changing(self) -> tuple[str, ...]:
         """Inputs of the programs that every step changes: the noisy picture and the time."""
         inputs = self.captured.program.contracts[0].inputs
-        picture = self.captured.shared[0]
-        return tuple(n for n in inputs if n == picture or n.startswith("timestep"))
+        picture = next(iter(self.captured.rows))
+        return tuple(n for n in inputs if n[:-2] == picture or n.startswith("timestep"))
 
 
 def of_architecture(found: Architecture, images: int, steps: int) -> Subject:
@@ -154,7 +154,7 @@ def first_call(pipe: Any, call: Mapping[str, Any]) -> DenoiserCall:
 
 
 def _guided(call: DenoiserCall) -> DenoiserCall:
-    if not call.is_guided():
+    if not call.is_doubled():
         raise UnsupportedPipelineError(
             "the pipeline's denoiser call is no [uncond, cond] batch: pass guidance_scale > 1, or "
             "plan by the name of its architecture."

@@ -39,12 +39,11 @@ class Run:
         say: tells the user something, once.
         settings: how its phases are chosen; None is always serial.
         forecast: what is extrapolated; None in a mode that extrapolates nothing.
-        guided: whether calls of a signature carry both branches, as looked at once.
-        done: the guided steps so far.
-        unguided: steps so far in which the pipeline did not guide.
+        done: the steps so far whose rows were shared or looked at.
+        unguided: other calls of the denoiser so far, that were run as they are.
         tau1: first pipelined step of the paper's mode, once it is known.
         last_key: of the captured signature of the last step.
-        spec: the tree around a prediction, where one device makes them.
+        spec: the form of an answer, where one device makes them.
         ranks: that took part.
         declined: why nothing is pipelined though it was asked for; "" if it is.
         weighing: the weights that the pipeline gives the rows of its predictions.
@@ -58,7 +57,6 @@ class Run:
     say: Callable[[str], None] = lambda text: None
     settings: Switching = None
     forecast: Forecast | None = None
-    guided: dict[Any, bool] = field(default_factory=dict)
     done: list[Done] = field(default_factory=list)
     unguided: int = 0
     tau1: int | None = None

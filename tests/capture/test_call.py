@@ -2,10 +2,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
-from hybridiff_compile.capture.call import DenoiserCall, only_tensor
-from hybridiff_compile.errors import CaptureError, ConfigError
+from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.capture.prediction import Form
+from hybridiff_compile.errors import CaptureError
 from tests import toy
+
+leaves = pytree.tree_leaves
 
 
 def of(*args: object, **kwargs: object) -> DenoiserCall:
@@ -50,13 +54,13 @@ def test_arguments_come_back_as_they_were_given():
 
 def test_branch_slices_every_tensor_of_the_doubled_batch():
     sample, ids = doubled(2, 3), torch.arange(4)
-    call = of(sample, torch.tensor(7.0), added={"ids": (ids, torch.ones(3, 4))}, scale=0.5)
+    call = of(sample, torch.tensor(7.0), added={"ids": (ids, torch.ones(3, 5))}, scale=0.5)
     for b, expected in enumerate(([0, 1], [2, 3])):
         positional, keyword = call.branch(b).arguments
         assert torch.equal(positional["sample"], sample[:2])
         assert positional["timestep"].shape == ()
         assert keyword["added"]["ids"][0].tolist() == expected
-        assert keyword["added"]["ids"][1].shape == (3, 4)  # its dim 0 is not the batch
+        assert keyword["added"]["ids"][1].shape == (3, 5)  # its dim 0 is not the batch
         assert keyword["scale"] == 0.5
 
 
@@ -77,19 +81,13 @@ def test_batch_of_one_picture_is_sliced_into_single_rows():
     ],
     ids=["one picture", "two pictures", "unequal halves", "batch of one", "odd batch", "0-dim"],
 )
-def test_guided_when_both_halves_of_the_noisy_picture_are_bit_equal(sample, expected):
-    assert of(sample, torch.tensor(1.0)).is_guided() is expected
-
-
-def test_what_is_no_batch_of_both_branches_is_refused_where_one_is_needed():
-    assert of(doubled(1, 4)).is_guided(needed=True)
-    with pytest.raises(ConfigError, match=r"shape \(2, 4\) is no \[uncond, cond\] batch; use mode"):
-        of(torch.randn(2, 4)).is_guided(needed=True)
+def test_doubled_when_both_halves_of_the_noisy_picture_are_bit_equal(sample, expected):
+    assert of(sample, torch.tensor(1.0)).is_doubled() is expected
 
 
 def test_inputs_are_the_whole_batch_where_no_branch_has_its_own():
     call = toy.call_of()
-    found = call.inputs(())
+    found = call.inputs({})
     assert list(found) == list(call.tensors())
     assert all(found[name] is value for name, value in call.tensors().items())
 
@@ -105,14 +103,14 @@ def test_tensors_with_overlaps_or_gaps_are_made_dense_and_others_left_alone():
     assert torch.equal(found["text"], gaps)
 
 
-def test_call_without_tensors_is_not_guided():
-    assert of(1, text="a").is_guided() is False
+def test_call_without_tensors_is_not_doubled():
+    assert of(1, text="a").is_doubled() is False
 
 
 def test_one_bit_makes_the_halves_unequal():
     sample = doubled(1, 4)
     sample[1, 0] = torch.nextafter(sample[1, 0], torch.tensor(9.0))
-    assert not of(sample).is_guided()
+    assert not of(sample).is_doubled()
 
 
 def test_signature_changes_with_shape_dtype_constant_and_structure_but_not_with_values():
@@ -126,26 +124,62 @@ def test_signature_changes_with_shape_dtype_constant_and_structure_but_not_with_
     assert half.signature() != base
 
 
+def test_dimension_of_rows_goes_by_the_noisy_picture():
+    values = {"table": torch.ones(7, 4, 2), "ids": torch.ones(8, 3), "time": torch.tensor(1.0)}
+    call = of(torch.ones(4, 2), text=torch.ones(4, 5), added=values)
+    assert call.rows == 4
+    assert call.rows_by_shape() == {"sample": 0, "text": 0, "added_table": 1}
+
+
+def test_halves_of_any_dimension_are_dense():
+    table = torch.arange(24.0).view(3, 4, 2)
+    halves = of(torch.ones(4, 2), text=table).inputs({"sample": 0, "text": 1})
+    assert list(halves) == ["sample_u", "text_u", "sample_c", "text_c"]
+    assert torch.equal(halves["text_c"], table[:, 2:])
+    assert halves["text_u"].is_contiguous()
+
+
+def test_halves_are_not_taken_to_be_equal():
+    inputs = of(torch.tensor([[1.0], [2.0]])).inputs({"sample": 0})
+    assert (inputs["sample_u"].item(), inputs["sample_c"].item()) == (1, 2)
+
+
 @dataclass
 class Output:
     sample: torch.Tensor
 
 
-def test_only_tensor_is_taken_out_of_its_tree():
+def test_one_tensor_of_an_answer_is_the_prediction_itself():
     value = torch.ones(2)
-    for output in (value, (value,), {"sample": value}, [value]):
-        assert only_tensor(output, "Toy")[0] is value
+    for answer in (value, (value,), {"sample": value}, [value], (value, None)):
+        form = Form.of(answer, "Toy")
+        assert form.pack(answer) is value
+        assert type(form.unpack(value)) is type(answer)
+        assert all(a is b for a, b in zip(leaves(form.unpack(value)), leaves(answer), strict=True))
+
+
+def test_several_tensors_of_one_batch_lie_side_by_side_and_come_back():
+    picture, sound = torch.randn(4, 2, 3), torch.randn(4, 5)
+    form = Form.of((picture, {"sound": sound}), "Toy")
+    packed = form.pack((picture, {"sound": sound}))
+    assert packed.shape == (4, 11)
+    halves = torch.cat([form.pack((picture[:2], sound[:2])), form.pack((picture[2:], sound[2:]))])
+    assert torch.equal(halves, packed)
+    one, two = form.unpack(packed)
+    assert torch.equal(one, picture)
+    assert torch.equal(two["sound"], sound)
 
 
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ((torch.ones(1), torch.ones(1)), "Toy returns 2 tensors among 2 values"),
         ((), "Toy returns 0 tensors among 0 values"),
         ((torch.ones(1), "log"), "Toy returns 1 tensors among 2 values"),
         (Output(torch.ones(1)), "Toy returns 0 tensors among 1 values"),
+        ((torch.ones(2), torch.ones(3)), r"float32\[2\], .*float32\[3\].* differ in batch"),
+        ((torch.ones(2), torch.ones(2).half()), "differ in batch, dtype"),
     ],
 )
 def test_other_outputs_are_refused(output, message):
-    with pytest.raises(CaptureError, match=f"{message}.*gpus=1"):
-        only_tensor(output, "Toy")
+    with pytest.raises(CaptureError, match=message):
+        Form.of(output, "Toy")

@@ -87,4 +87,4 @@ def case(name: str) -> Case:
         with torch.no_grad():
             return denoiser(*args, **kwargs)
 
-    return Case(capture(denoiser, call, batched), call)
+    return Case(capture(denoiser, call, batched()), call)

@@ -56,7 +56,7 @@ def exported(module: nn.Module, size: int = 4) -> fx.GraphModule:
         with torch.no_grad():
             return module(*positional.values())
 
-    denoiser = capture(module, call, batched).program.graphs[0].get_submodule("denoiser")
+    denoiser = capture(module, call, batched()).program.graphs[0].get_submodule("denoiser")
     assert isinstance(denoiser, fx.GraphModule)
     return denoiser
 

@@ -33,7 +33,7 @@ def exported(denoiser: nn.Module, *args: torch.Tensor) -> fx.GraphModule:
     """A denoiser as captured, from a doubled call with these first branches."""
     doubled = tuple(torch.cat([a, a]) if a.dim() else a for a in args)
     call = DenoiserCall.of(("sample", "timestep"), doubled, {})
-    program = capture(denoiser, call, lambda: denoiser(*doubled)).program
+    program = capture(denoiser, call, denoiser(*doubled)).program
     module = program.graphs[0].get_submodule("denoiser")
     assert isinstance(module, fx.GraphModule)
     return module

@@ -116,6 +116,6 @@ def test_denoiser_of_one_operation_cannot_be_cut():
             return sample * 2
 
     call = toy.DenoiserCall.of(("sample",), (torch.ones(2, 3),), {})
-    program = toy.capture(One(), call, lambda: torch.full((2, 3), 2.0)).program
+    program = toy.capture(One(), call, torch.full((2, 3), 2.0)).program
     with pytest.raises(PassError, match=r"split-cfg -> cut-stages: .*cannot be cut"):
         run_passes(program, (toy.SplitCfg(), CutStages()))

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def alone() -> Alone:
     programs = build_programs(toy.captured().program, "paper")
-    values = toy.call_of().inputs(toy.captured().shared)
+    values = toy.call_of().inputs(toy.captured().rows)
     with torch.no_grad():
         return Alone(programs, Lowering(), values, CPU)
 

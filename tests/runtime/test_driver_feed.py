@@ -94,7 +94,7 @@ def served(
 
 @pytest.fixture
 def inputs() -> dict[str, torch.Tensor]:
-    return toy.call_of().inputs(toy.captured().shared)
+    return toy.call_of().inputs(toy.captured().rows)
 
 
 RANK_1 = ("sample", "timestep", "encoder_hidden_states_c", "added_text_embeds_c")

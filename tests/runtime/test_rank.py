@@ -57,7 +57,7 @@ def branches_apart(seed: int) -> torch.Tensor:
 
 
 def inputs(seed: int) -> dict[str, torch.Tensor]:
-    return toy.call_of(seed=seed).inputs(toy.captured().shared)
+    return toy.call_of(seed=seed).inputs(toy.captured().rows)
 
 
 def test_serial_step_has_the_bits_of_the_two_branches_one_after_the_other(serial):

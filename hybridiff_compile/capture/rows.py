@@ -1,0 +1,115 @@
+"""Which dimension of each argument has the rows of the batch: a second look at another size.
+
+One shape cannot tell: a tensor of 2 rows may be the batch, or a pair of tables. At three times the
+batch the denoiser only runs if every tensor that has rows was given three times as many, and no
+other was. The look is on FakeTensors: nothing is computed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses import fake_tensor
+from torch.utils import _pytree as pytree
+
+from hybridiff_compile.capture.call import DenoiserCall, Rows, row_dims
+from hybridiff_compile.capture.state import kept
+
+logger = logging.getLogger(__name__)
+
+_FACTOR = 3  # not 2, which is often the number of something else, nor a size that broadcasts
+_MOST_TRIES = 24
+# What a FakeTensor cannot do, whatever its shape is.
+_IMPOSSIBLE = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedFakeTensorException,
+    fake_tensor.UnsupportedOperatorException,
+    NotImplementedError,
+)
+
+
+def rows_of(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> dict[str, int]:
+    """Find the dimension of the rows of each tensor argument.
+
+    Args:
+        denoiser: with its own forward in place; it is run on FakeTensors and left as it was.
+        call: of at least two rows.
+        answer: what the denoiser returned to it.
+
+    Returns:
+        By name; the noisy picture is first, its dim 0. Where nothing can be run on FakeTensors,
+        what the shapes suggest: the caller compares values before it relies on either.
+    """
+    shapes = _shapes(answer)
+    with kept(denoiser):
+        for rows in itertools.islice(_assignments(call), _MOST_TRIES):
+            try:
+                if _grown(denoiser, call, rows) == [_larger(s, 0) for s in shapes]:
+                    return rows
+            except _IMPOSSIBLE as e:
+                logger.debug("no look at another batch size: %s", e)
+                break
+            except Exception as e:  # whatever a denoiser says of shapes that do not go together
+                logger.debug("rows are not %s: %s", rows, e)
+    return call.rows_by_shape()
+
+
+def _assignments(call: DenoiserCall) -> Iterator[dict[str, int]]:
+    """Every way to give arguments their rows, those that differ least from the likely one first.
+
+    Tensors of one shape in one argument (the residuals of a ControlNet) have their rows alike.
+    """
+    tensors = call.tensors()
+    first, *others = tensors
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name in others:
+        argument = re.sub(r"(_\d+)+$", "", name)
+        groups.setdefault((argument, tensors[name].shape), []).append(name)
+    ways = [row_dims(tensors[names[0]], call.rows) for names in groups.values()]
+    places = range(len(ways))
+    for changed in range(3):
+        for chosen in itertools.combinations(places, changed):
+            for other in itertools.product(*(ways[i][1:] for i in chosen)):
+                taken = [way[0] for way in ways]
+                for i, dim in zip(chosen, other, strict=True):
+                    taken[i] = dim
+                dims = zip(groups.values(), taken, strict=True)
+                by_name = {name: dim for names, dim in dims for name in names}
+                found = {name: by_name[name] for name in others}
+                yield {first: 0} | {n: d for n, d in found.items() if d is not None}
+
+
+def _grown(denoiser: nn.Module, call: DenoiserCall, rows: Rows) -> list[torch.Size]:
+    """The shapes that the denoiser returns to a call of more rows."""
+    mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+
+    def larger(name: str, leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        if name not in rows:
+            return mode.from_tensor(leaf)
+        shape = _larger(leaf.shape, rows[name])
+        order = sorted(range(leaf.dim()), key=leaf.stride, reverse=True)
+        made = torch.empty([shape[d] for d in order], dtype=leaf.dtype, device=leaf.device)
+        return made.permute([order.index(d) for d in range(leaf.dim())])
+
+    with mode, torch.no_grad():
+        leaves = itertools.starmap(larger, zip(call.names, call.leaves, strict=True))
+        grown = DenoiserCall(call.names, tuple(leaves), call.spec)
+        positional, keyword = grown.arguments
+        return _shapes(denoiser(*positional.values(), **keyword))
+
+
+def _larger(shape: torch.Size, dim: int) -> torch.Size:
+    return torch.Size(n * _FACTOR if d == dim else n for d, n in enumerate(shape))
+
+
+def _shapes(answer: Any) -> list[torch.Size]:
+    return [x.shape for x in pytree.tree_leaves(answer) if isinstance(x, torch.Tensor)]
