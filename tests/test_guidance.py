@@ -106,12 +106,12 @@ def test_two_calls_a_step_are_not_pipelined(mode: str, said: Any) -> None:
 
 def test_hybrid_begins_anew_after_steps_of_several_calls(said: Any) -> None:
     """As where a guidance of layers left out runs in the first steps only."""
-    pipe = Guiding(more=lambda step: 1 if step < 8 else 0)
+    pipe = Guiding(more=lambda step: 1 if step < 4 else 0)
     latents, report = made(pipe, tolerance=10.0)
     index = [step.index for step in report.steps if step.phase.name == "FORECAST"]
     assert index
-    assert min(index) > 16 + 3  # eight steps of two calls, then three that show an error
-    assert all(step.error is None for step in report.steps if step.index < 16 + 2)
+    assert min(index) > 8 + 3  # four steps of two calls, then three that show an error
+    assert all(step.error is None for step in report.steps if step.index < 8 + 2)
     assert torch.isfinite(latents).all()
     assert len(said(IRREGULAR)) == 1
 

@@ -54,7 +54,7 @@ class Forecast:
         The larger of what the last two computed steps showed, scaled to this step's distances.
         """
         seen = [(float(e), g) for i, e, g in self._errors[-3:] if i <= step - READ_AFTER][-2:]
-        if not seen:
+        if not seen or step >= len(self._axis):
             return None
         reach = growth(self._halves[0].nodes, self._axis[step])
         return max(error * (reach / by) ** _GROWTH for error, by in seen)

@@ -127,6 +127,9 @@ def test_after_a_restart_nothing_is_left():
 
 def test_steps_after_the_end_of_the_run_are_computed_without_a_trace():
     f = forecast()
-    for i in range(22):  # the axis has 20
+    for i in range(20):
         computed(f, i, both(i))
+    assert f.predicted(19) is not None
+    assert f.predicted(20) is None
+    assert computed(f, 20, both(20)) is None
     assert not f.is_ready
