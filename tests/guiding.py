@@ -23,6 +23,7 @@ class Guiding:
         order: of the batch, "uc" or "cu".
         apart: calls the denoiser twice a step, once for each branch.
         more: further calls of the denoiser before the batched one, by the step.
+        again: in which steps the denoiser is called again, with the batch of another noisy picture.
         after: what is done to the guided prediction before the scheduler gets it.
         scheduler: None is DDIM.
     """
@@ -32,12 +33,14 @@ class Guiding:
         order: str = "uc",
         apart: bool = False,
         more: Callable[[int], int] = lambda step: 0,
+        again: Callable[[int], bool] = lambda step: False,
         after: Callable[[torch.Tensor], torch.Tensor] = lambda guided: guided,
         scheduler: Any = None,
     ) -> None:
         self.unet: Any = toy.seeded(toy.Toy)
         self.scheduler = scheduler or DDIMScheduler(beta_schedule="scaled_linear")
         self.order, self.apart, self.more, self.after = order, apart, more, after
+        self.again = again
         self.seen: list[torch.Tensor] = []
 
     @torch.no_grad()
@@ -59,6 +62,8 @@ class Guiding:
             else:
                 both = torch.cat([text[b] for b in self.order])
                 halves = self._predict(torch.cat([x, x]), t, both).chunk(2)
+                if self.again(i):
+                    halves = self._predict(0.9 * torch.cat([x, x]), t, both).chunk(2)
                 eps = dict(zip(self.order, halves, strict=True))
             w = guidance(i) if callable(guidance) else guidance
             self.seen.append(torch.cat([eps["u"], eps["c"]]).clone())

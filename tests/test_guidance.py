@@ -116,6 +116,15 @@ def test_hybrid_begins_anew_after_steps_of_several_calls(said: Any) -> None:
     assert len(said(IRREGULAR)) == 1
 
 
+def test_second_call_of_a_step_is_not_extrapolated(said: Any) -> None:
+    pipe = Guiding(again=lambda step: step >= 12)
+    latents, report = made(pipe, mode="forecast", tau1=3, k=18)
+    assert phases(report)[:12] == "SSSFSFSFSFSF"
+    assert set(phases(report)[13:]) == {"S"}  # the first call of step 12 could not know
+    assert torch.isfinite(latents).all()
+    assert len(said(IRREGULAR)) == 1
+
+
 def test_the_worst_is_assumed_of_what_cannot_be_read(said: Any) -> None:
     _, report = made(Guiding(), tolerance=0.1)
     assert not said("cannot be read off")

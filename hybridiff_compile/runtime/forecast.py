@@ -43,11 +43,6 @@ class Forecast:
         self._late: tuple[int, int, torch.Tensor, torch.Tensor] | None = None
         self._unweighed: tuple[int, torch.Tensor, torch.Tensor, float | None] | None = None
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether there is anything to extrapolate from."""
-        return bool(self._halves[0].nodes)
-
     def predicted(self, step: int) -> float | None:
         """Weighted error that extrapolating a step would make; None if nothing tells yet.
 

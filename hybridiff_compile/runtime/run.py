@@ -236,8 +236,6 @@ class Run:
         """The phase that was wanted, or a serial step in its place."""
         if phase is Phase.SERIAL:
             return phase, reason
-        if self.forecast is not None and not self.forecast.is_ready:
-            return Phase.SERIAL, "there is nothing to extrapolate from yet"
         if self._needs_order and not (self.is_ordered or self.declined):
             why = self.weighing.not_uncond_cond(step - READ_AFTER)
             if why is None:

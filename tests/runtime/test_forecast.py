@@ -85,6 +85,7 @@ def test_guided_steps_return_the_prediction_of_the_branch_before():
     assert torch.allclose(u, line(3, 1.0))
     assert torch.allclose(c, 2 * exact_c - line(1, 2.0))  # from steps 1 and 2 to 3
     assert value(arrived(f, 4, Phase.GUIDED_C, line(3, 1.0))) == pytest.approx(0, abs=1e-6)
+    assert f.predicted(6) is None  # of a step that is extrapolated from two computed ones
 
 
 def test_late_prediction_that_a_serial_step_has_overtaken_is_dropped():
@@ -116,11 +117,9 @@ def test_after_a_restart_nothing_is_left():
     f.arrived(3, Phase.GUIDED_C, line(0, 0.0))
     f.computed(4, both(4))
     f.restart()
-    assert not f.is_ready
     assert not f.has_unweighed
     assert f.predicted(6) is None
     f.computed(5, both(5)[:, :1])  # of another shape
-    assert f.is_ready
     f.arrived(6, Phase.GUIDED_C, torch.full((1, 1), float("nan")))
     assert torch.equal(f.estimate(6), both(5)[:, :1])
 
@@ -132,4 +131,6 @@ def test_steps_after_the_end_of_the_run_are_computed_without_a_trace():
     assert f.predicted(19) is not None
     assert f.predicted(20) is None
     assert computed(f, 20, both(20)) is None
-    assert not f.is_ready
+    assert not f.has_unweighed
+    f.computed(19, 2 * both(19))
+    assert torch.equal(f.estimate(19), 2 * both(19))  # all there is
