@@ -38,7 +38,7 @@ class Guiding:
         scheduler: Any = None,
     ) -> None:
         self.unet: Any = toy.seeded(toy.Toy)
-        self.scheduler = scheduler or DDIMScheduler(beta_schedule="scaled_linear")
+        self.scheduler: Any = scheduler or DDIMScheduler(beta_schedule="scaled_linear")
         self.order, self.apart, self.more, self.after = order, apart, more, after
         self.again = again
         self.seen: list[torch.Tensor] = []

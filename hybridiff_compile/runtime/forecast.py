@@ -33,7 +33,8 @@ class Forecast:
     """
 
     def __init__(self, estimator: Estimator, axis: Sequence[float]) -> None:
-        self._axis, self._estimator = axis, estimator
+        self._axis = axis
+        self._estimator: Estimator = estimator
         self.restart()
 
     def restart(self) -> None:

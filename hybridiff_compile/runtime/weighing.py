@@ -67,11 +67,11 @@ class Weighing:
         By the weights that were read last; by `WORST`, where none ever were.
         """
         if self._view is None or self._weights is None or self._size is None:
-            halves = [t.float().reshape(2, -1) for t in (exact, estimate)]
+            one, two = (t.float().reshape(2, -1) for t in (exact, estimate))
             worst = torch.full((1, 2), WORST, device=exact.device)
-            return Reading(weighted_error(*halves, worst, exact.float().abs().mean()[None]))
-        seen = (self._view.of_prediction(exact), self._view.of_prediction(estimate))
-        return Reading(weighted_error(*seen, self._weights, self._size))
+            return Reading(weighted_error(one, two, worst, exact.float().abs().mean()[None]))
+        one, two = (self._view.of_prediction(t) for t in (exact, estimate))
+        return Reading(weighted_error(one, two, self._weights, self._size))
 
     def are_unknown(self) -> bool:
         """Whether none of the steps that were looked at told its weights; waits for the device."""
