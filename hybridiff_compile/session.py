@@ -69,7 +69,7 @@ class Session:
         self._ways: dict[tuple[str, Signature], Way] = {}
         self._watch: Watch | None = None  # on the denoiser, as the ways know it
         self._captures = 0
-        self._may_change = self._is_changed = False
+        self._is_first = self._may_change = self._is_changed = False
         self._run: Run | None = None
         self._owner: int | None = None
         self._said: set[str] = set()
@@ -122,7 +122,7 @@ class Session:
                 if self._driver is not None:
                     self._driver.agree()
                 self._run = run = Run()
-                self._may_change, self._is_changed = may_change, False
+                self._is_first, self._may_change, self._is_changed = True, may_change, False
                 with run.watched(self.config.mode, self._pipe, self._say_once), self._turn(unfit):
                     yield
                 mode = "exact" if self._here.is_apart else self.config.mode
@@ -154,8 +154,8 @@ class Session:
         if self._here.is_dry and self.config.gpus == 1:
             self._say_once("there is nothing to prepare: gpus=1 runs the denoiser as it is")
             raise Prepared
-        run.calls += 1
-        if run.calls == 1:  # not before: some pipelines set their denoiser otherwise for each call
+        if self._is_first:  # not before: some pipelines set their denoiser otherwise for each call
+            self._is_first = False
             self._forget_if_changed()
         self._refuse_baseline(run, call)
         way, answer = self._way(call, lambda: forward(*args, **kwargs))
@@ -174,8 +174,6 @@ class Session:
             steps = self._num_steps()
             switching = None if self._here.is_apart else self.config.switching(self._family, steps)
             run.begin(switching, self._pipe, steps)
-            if self.config.mode in ("paper", "guided"):
-                self._decline_unguided(run, call)
         if self._here.is_dry:
             raise Prepared
         if isinstance(way, Entry):
@@ -257,13 +255,6 @@ class Session:
             "mode='asyncdiff' runs both branches in one batch, and this pipeline's call of "
             f"{call.rows} rows is no [uncond, cond] batch; use mode='exact' for it."
         )
-
-    def _decline_unguided(self, run: Run, call: DenoiserCall) -> None:
-        """Pipelining takes the halves of a batch for [uncond, cond]; other rows stay serial."""
-        guides = getattr(self._pipe, "do_classifier_free_guidance", True)
-        if not run.declined and not (guides and call.is_doubled()):
-            run.declined = f"the {call.rows} rows of this call are no [uncond, cond] batch"
-            self._say_once(f"nothing is pipelined: {run.declined}")
 
     def _num_steps(self) -> int:
         steps = getattr(self._pipe, "num_timesteps", None)

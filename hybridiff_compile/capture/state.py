@@ -20,6 +20,7 @@ from torch import nn
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 # Neither holds what a forward could leave behind: classes, modules of code, and compiled functions.
 _CLOSED = (type, types.ModuleType, types.BuiltinFunctionType)
+_ORDINARY = (torch.Tensor, nn.Parameter)  # what FakeTensors and quantised weights are not
 _MOST = 500_000  # objects that are looked at; more hold a whole program, not a denoiser
 
 
@@ -38,12 +39,14 @@ class State:
     """What a denoiser held at one moment beside its parameters' values; it can be put back.
 
     Tensors are compared by what they hold when they are others, and by torch's count of writes
-    when they are the same: one that was written in place cannot be put back.
+    when they are the same: one that was written in place cannot be put back. One that was made to
+    point elsewhere, as offloading does with weights, can be.
     """
 
     denoiser: nn.Module
     held: tuple[Held, ...]
     versions: dict[int, tuple[str, torch.Tensor, int | None]]
+    data: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
     @classmethod
     def of(cls, denoiser: nn.Module) -> State:
@@ -54,7 +57,9 @@ class State:
                 held.append(found)
             else:
                 versions[id(found[1])] = found
-        return cls(denoiser, tuple(held), versions)
+        with torch.no_grad():
+            data = [(t, t.detach()) for _, t, _ in versions.values() if type(t) in _ORDINARY]
+        return cls(denoiser, tuple(held), versions, tuple(data))
 
     def changes(self) -> list[str]:
         """Paths of what is no longer as it was."""
@@ -71,6 +76,9 @@ class State:
         for held in self.held:
             if not _same(held.content, _content(held.owner), by_value=False):
                 held.restore()
+        for tensor, data in self.data:
+            if tensor.device != data.device or tensor.data_ptr() != data.data_ptr():
+                tensor.data = data
 
 
 @contextmanager

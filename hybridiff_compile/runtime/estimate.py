@@ -1,4 +1,4 @@
-"""Predictions that were not computed: extrapolated from a branch's last exact ones."""
+"""Predictions that were not computed: extrapolated from the last exact ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _noise_levels(scheduler: Any, steps: int) -> list[tuple[float, float]] | Non
 
 
 class History:
-    """The last exact predictions of one branch.
+    """The last exact predictions of some rows.
 
     Args:
         count: how many are kept and extrapolated from.
@@ -86,7 +86,7 @@ class History:
         return len(self._known) == self._count
 
     def note(self, x: float, eps: torch.Tensor) -> None:
-        """Take an exact prediction, [B, ...], of the step at x."""
+        """Take an exact prediction, [rows, ...], of the step at x."""
         self._known = [*self._known, (x, eps)][-self._count :]
 
     def estimate(self, x: float) -> torch.Tensor:
@@ -98,33 +98,26 @@ class History:
         return sum(others, first).to(self._known[-1][1].dtype)
 
 
-def weighted_error(
-    exact: tuple[torch.Tensor, torch.Tensor],
-    estimate: tuple[torch.Tensor, torch.Tensor],
-    guidance: float,
-) -> torch.Tensor:
-    """How far the estimates (u, c) put the guided prediction off, relative to its size.
-
-    Sum over the branches of w_b mean|eps_b - est_b|, over mean|guided|, with w_c = guidance and
-    w_u = |guidance - 1|; a 0-dim float32 tensor on their device.
-    """
-    (u, c), (est_u, est_c) = ([t.float() for t in pair] for pair in (exact, estimate))
-    off = abs(guidance - 1) * (u - est_u).abs().mean() + guidance * (c - est_c).abs().mean()
-    return off / (u + guidance * (c - u)).abs().mean()
-
-
 class Reading:
-    """A number on its way from a device, so that reading it later waits for nothing after it."""
+    """Numbers on their way from a device, so that reading them later waits for nothing after them.
+
+    Args:
+        value: of any shape.
+    """
 
     def __init__(self, value: torch.Tensor) -> None:
         self._value, self._ready = value, None
         if value.device.type == "cuda":
-            self._value = torch.empty((), dtype=value.dtype, pin_memory=True)
+            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
             self._value.copy_(value, non_blocking=True)
             self._ready = torch.cuda.Event()
             self._ready.record()
 
     def __float__(self) -> float:
+        return float(self.tolist())
+
+    def tolist(self) -> Any:
+        """As Python numbers, nested as the tensor was."""
         if self._ready is not None:
             self._ready.synchronize()
-        return float(self._value)
+        return self._value.tolist()

@@ -10,42 +10,24 @@ from typing import Any
 
 import torch
 
-from hybridiff_compile.config import Controlled, Pinned, Switching
+from hybridiff_compile.config import Controlled, Pinned, Switching, SwitchSettings
 from hybridiff_compile.ir import GUIDED, Phase
 from hybridiff_compile.runtime import sampler
-from hybridiff_compile.runtime.estimate import Reading, axis
-from hybridiff_compile.runtime.forecast import Forecast
-from hybridiff_compile.runtime.report import RunReport, StepRecord, Traffic
+from hybridiff_compile.runtime.combination import WORST
+from hybridiff_compile.runtime.done import Done, records
+from hybridiff_compile.runtime.estimate import axis
+from hybridiff_compile.runtime.forecast import READ_AFTER, Forecast
+from hybridiff_compile.runtime.report import RunReport, Traffic
 from hybridiff_compile.runtime.switching import (
     controlled_phase,
-    counted,
     discrepancy,
     find_tau1,
     phase_of,
     pinned_phase,
 )
+from hybridiff_compile.runtime.weighing import Weighing
 
-_SEVERAL = "the pipeline calls its denoiser several times for a step of its sampler"
-
-
-@dataclass
-class Done:
-    """A guided step that was run.
-
-    Attributes:
-        index: of the run's steps, guided or not.
-        phase: that it ran in, and why.
-        seconds: on the driver's clock.
-        discrepancy: M_i of Eq. (1), still on its device; None if it was not computed serially.
-        error: weighted error that was measured in it.
-    """
-
-    index: int
-    phase: Phase
-    reason: str
-    seconds: float
-    discrepancy: torch.Tensor | None = None
-    error: Reading | None = None
+_IRREGULAR = "more or less than one denoiser call between two steps of the scheduler"
 
 
 @dataclass
@@ -53,24 +35,28 @@ class Run:
     """The bookkeeping of one call.
 
     Attributes:
+        mode: as in `optimize`.
+        say: tells the user something, once.
         settings: how its phases are chosen; None is always serial.
         forecast: what is extrapolated; None in a mode that extrapolates nothing.
-        guided: whether calls of a signature carry both branches, as looked at once.
-        done: the guided steps so far.
-        unguided: steps so far in which the pipeline did not guide.
+        done: the steps so far whose rows were shared or looked at.
+        unguided: other calls of the denoiser so far, that were run as they are.
         tau1: first pipelined step of the paper's mode, once it is known.
         last_key: of the captured signature of the last step.
-        spec: the tree around a prediction, where one device makes them.
+        spec: the form of an answer, where one device makes them.
         ranks: that took part.
         declined: why nothing is pipelined though it was asked for; "" if it is.
-        steps: of the run, as the pipeline said before the first one.
-        calls: of the denoiser since the sampler's last step.
-        most_calls: that one step took so far.
+        weighing: the weights that the pipeline gives the rows of its predictions.
+        is_ordered: whether the paper's mode was found to have the batch that it needs.
+        scheduled: steps so far, guided or not, before the scheduler's last one.
+        regular: scheduler steps in a row, up to the last one, with one denoiser call each.
+        returned: the last prediction, until the scheduler is given what was made of it.
     """
 
+    mode: str = "hybrid"
+    say: Callable[[str], None] = lambda text: None
     settings: Switching = None
     forecast: Forecast | None = None
-    guided: dict[Any, bool] = field(default_factory=dict)
     done: list[Done] = field(default_factory=list)
     unguided: int = 0
     tau1: int | None = None
@@ -78,21 +64,11 @@ class Run:
     spec: Any = None
     ranks: int = 1
     declined: str = ""
-    steps: int = 0
-    calls: int = 0
-    most_calls: int = 0
-
-    @property
-    def several(self) -> bool:
-        """Whether the denoiser was called more than once for a step of the sampler.
-
-        Such calls may be of different branches: one says nothing of the next.
-        """
-        return max(self.calls, self.most_calls) > 1
-
-    def stepped(self) -> None:
-        """The sampler makes a step."""
-        self.most_calls, self.calls = max(self.most_calls, self.calls), 0
+    weighing: Weighing = field(default_factory=Weighing)
+    is_ordered: bool = False
+    scheduled: int = 0
+    regular: int = 0
+    returned: torch.Tensor | None = None
 
     @property
     def index(self) -> int:
@@ -101,51 +77,98 @@ class Run:
 
     def begin(self, settings: Switching, pipe: Any, steps: int) -> None:
         """Before the first guided step: how this run of `steps` steps of a pipeline will switch."""
-        self.settings, self.steps = settings, steps
+        self.settings = settings
         if isinstance(settings, Pinned | Controlled):
             along = axis(pipe.scheduler, steps, settings.estimator)
-
-            def guidance() -> float:  # looked at again each time: a callback may change it
-                return float(getattr(pipe, "guidance_scale", 1.0))
-
-            self.forecast = Forecast(settings.estimator, along, guidance)
+            self.forecast = Forecast(settings.estimator, along)
 
     @contextmanager
     def watched(self, mode: str, pipe: Any, say: Callable[[str], None]) -> Iterator[None]:
-        """Around the call: say what keeps a mode from doing well, and decline what cannot.
+        """Around the call: look at the scheduler's steps, and say what keeps a mode from its best.
 
         A late or an extrapolated prediction knows nothing of noise that a sampler has added since.
         Guided pipelining is then declined; hybrid sees the error by itself.
+
+        Args:
+            mode: as in `optimize`.
+            pipe: whose call is under way.
+            say: tells the user something, once.
         """
+        self.mode, self.say = mode, say
         scheduler = getattr(pipe, "scheduler", None)
+        is_first, is_blind = True, mode in ("paper", "guided", "forecast", "asyncdiff")
 
-        def tell(noisy: bool) -> None:
-            noise = f"{type(scheduler).__name__} draws noise of its own"
-            if noisy and mode == "guided":
-                self.declined = noise
-                say(f"nothing is pipelined: {noise}")
-            elif noisy:
-                say(
-                    f"{noise}, of which a step that is pipelined or extrapolated knows nothing: "
-                    "model.verify(prompt) tells what that does to a picture"
-                )
+        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal is_first
+            if is_first and is_blind and sampler.draws_noise(scheduler, args, kwargs):
+                self._tell_of_noise(type(scheduler).__name__)
+            is_first = False
+            self.note_scheduled(*sampler.inputs(scheduler, args, kwargs))
 
-        is_blind = mode in ("paper", "guided", "forecast", "asyncdiff") and scheduler is not None
-        if mode == "exact" or not hasattr(scheduler, "step"):
-            watch = nullcontext()
-        else:
-            watch = sampler.watched(scheduler, tell if is_blind else None, self.stepped)
-        with watch:
+        is_watched = mode != "exact" and callable(getattr(scheduler, "step", None))
+        with sampler.watched(scheduler, before) if is_watched else nullcontext():
             yield
-        if self.settings is not None and self.several:
-            say(f"nothing is extrapolated or pipelined: {_SEVERAL}")
-            return
         if isinstance(self.settings, Controlled) and not any(
             done.phase is Phase.FORECAST for done in self.done
         ):
             say(
                 f"hybrid extrapolated none of this run's {len(self.done)} steps; "
                 "model.report.steps has the reason of each"
+            )
+        if self.forecast is not None and self.weighing.are_unknown():
+            say(
+                "how this pipeline weighs the rows of its predictions cannot be read off what its "
+                f"scheduler is given; errors are taken for those of guidance {WORST:g}"
+            )
+
+    def _tell_of_noise(self, scheduler: str) -> None:
+        noise = f"{scheduler} draws noise of its own"
+        if self.mode == "guided":
+            self._decline(noise)
+        else:
+            self.say(
+                f"{noise}, of which a step that is pipelined or extrapolated knows nothing: "
+                "model.verify(prompt) tells what that does to a picture"
+            )
+
+    def _decline(self, why: str) -> None:
+        self.declined = why
+        self.say(f"nothing is pipelined: {why}")
+
+    def note_scheduled(self, given: torch.Tensor | None, sample: torch.Tensor | None) -> None:
+        """Before each step of the scheduler: weigh the error that the denoiser's step has shown.
+
+        Args:
+            given: what the pipeline made of the prediction; None if it is no tensor.
+            sample: the noisy picture that the scheduler was given with it.
+        """
+        calls, self.scheduled = self.index - self.scheduled, self.index
+        returned, self.returned = self.returned, None
+        self.regular = self.regular + 1 if calls == 1 else 0
+        if calls != 1:
+            self._tell_irregular()
+            return
+        if returned is None:
+            return
+        is_shown = self.forecast is not None and self.forecast.has_unweighed
+        if is_shown or (self._needs_order and not self.is_ordered):
+            self.weighing.look(self.index - 1, returned, given, sample)
+        if self.forecast is not None:
+            self.done[-1].error = self.forecast.weighed(self.weighing.error)
+
+    @property
+    def _needs_order(self) -> bool:
+        """Only the paper's pipelined steps take one half for the guided prediction."""
+        return self.mode == "paper" and isinstance(self.settings, SwitchSettings)
+
+    def _tell_irregular(self) -> None:
+        """What was foreseen from one call to the next is of no use; nor is what comes late."""
+        if self.forecast is not None:
+            self.forecast.restart()
+        if self.settings is not None:
+            self.say(
+                f"this pipeline makes {_IRREGULAR}: such steps are computed, as what is known of "
+                "one call tells nothing of the next"
             )
 
     def step(self, key: int | None, compute: Callable[[Phase], torch.Tensor]) -> torch.Tensor:
@@ -159,12 +182,13 @@ class Run:
             The prediction of both branches, [2B, ...].
         """
         start = time.perf_counter()
+        if self.forecast is not None and self.last_key != key:
+            self.forecast.restart()
         phase, reason = self.decide(key)
         returned = None if phase is Phase.FORECAST else compute(phase)
-        prediction, measured, error = self.complete(phase, returned)
-        self.done.append(
-            Done(self.index, phase, reason, time.perf_counter() - start, measured, error)
-        )
+        prediction, measured = self.complete(phase, returned)
+        self.done.append(Done(self.index, phase, reason, time.perf_counter() - start, measured))
+        self.returned = prediction
         return prediction
 
     def decide(self, key: int | None) -> tuple[Phase, str]:
@@ -178,21 +202,26 @@ class Run:
             return Phase.SERIAL, "the first step of its shape"
         if self.done[-1].index != step - 1:
             return Phase.SERIAL, "the first step after some without guidance"
-        if settings is None or self.several or step >= self.steps > 0:
-            return Phase.SERIAL, _SEVERAL if settings else "this mode is always serial"
+        if settings is None:
+            return Phase.SERIAL, "this mode is always serial"
+        if self.scheduled != step:
+            self._tell_irregular()
+        if self.scheduled != step or not self.regular:
+            return Phase.SERIAL, _IRREGULAR
+        phase, reason = self._wanted(step, settings)
+        return self._possible(step, phase, reason)
+
+    def _wanted(self, step: int, settings: Switching) -> tuple[Phase, str]:
         if isinstance(settings, Pinned):
-            phase = pinned_phase(step, settings)
-            if phase in GUIDED and self.declined:
-                return Phase.SERIAL, self.declined
             within = settings.tau1 <= step < settings.tau1 + settings.k
             where = f"tau1={settings.tau1}, k={settings.k}"
-            return phase, f"pinned: {settings.mode}, {where}" if within else f"outside {where}"
+            reason = f"pinned: {settings.mode}, {where}" if within else f"outside {where}"
+            return pinned_phase(step, settings), reason
         if isinstance(settings, Controlled):
             assert self.forecast is not None
             computed = [done.index for done in self.done if done.phase is Phase.SERIAL]
             return controlled_phase(step, computed, self.forecast.predicted(step), settings)
-        if self.declined:
-            return Phase.SERIAL, self.declined
+        assert settings is not None
         step = len(self.done)  # the paper knows guided steps only
         # Reading a discrepancy waits for the device; it is read only while tau1 is searched.
         if self.tau1 is None and (settings.tau1 is not None or step > settings.L_slope):
@@ -203,33 +232,47 @@ class Run:
         known = "not known yet" if self.tau1 is None else self.tau1
         return phase_of(step, self.tau1, settings), f"tau1 {known}, k={settings.k}"
 
+    def _possible(self, step: int, phase: Phase, reason: str) -> tuple[Phase, str]:
+        """The phase that was wanted, or a serial step in its place."""
+        if phase is Phase.SERIAL:
+            return phase, reason
+        if self._needs_order and not (self.is_ordered or self.declined):
+            why = self.weighing.not_uncond_cond(step - READ_AFTER)
+            if why is None:
+                return Phase.SERIAL, "which half of the batch is the guided one is not known yet"
+            self.is_ordered = not why
+            if why:
+                self._decline(why)
+        if self.declined and phase is not Phase.FORECAST:
+            return Phase.SERIAL, self.declined
+        return phase, reason
+
     def complete(
         self, phase: Phase, returned: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None, Reading | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Make a step's prediction of what its phase returned.
 
         Args:
             phase: of the step.
-            returned: both branches, [2B, ...]; guided, the late prediction of one, [B, ...];
+            returned: of all rows, [2B, ...]; guided, the late prediction of one half, [B, ...];
                 None if nothing was run.
 
         Returns:
-            The prediction of both branches, [2B, ...]; the discrepancy; the measured error.
+            The prediction of all rows, [2B, ...]; and the discrepancy.
         """
         step, forecast = self.index, self.forecast
         if returned is None:
             assert forecast is not None
-            return forecast.estimate(step), None, None
+            return forecast.estimate(step), None
         if phase in GUIDED:
             assert forecast is not None
-            error = forecast.arrived(step, phase, returned)
-            return forecast.estimate(step), None, error
+            forecast.arrived(step, phase, returned)
+            return forecast.estimate(step), None
         if phase is not Phase.SERIAL:
-            return returned, None, None
-        # Calls in turn, and more than there are steps, are of no line that goes on.
-        follows = not self.several and not 0 < self.steps <= step
-        error = forecast.computed(step, returned) if forecast and follows else None
-        return returned, discrepancy(*returned.chunk(2)), error
+            return returned, None
+        if forecast is not None:
+            forecast.computed(step, returned)
+        return returned, discrepancy(*returned.chunk(2))
 
     def report(self, mode: str, after: Traffic | None, before: Traffic) -> RunReport:
         """What the call did.
@@ -238,19 +281,7 @@ class Run:
             mode: as in `optimize`.
             after, before: of all ranks; None if it is not known.
         """
-        kinds = counted([done.phase for done in self.done])
-        steps = tuple(
-            StepRecord(
-                index=d.index,
-                phase=d.phase,
-                counted=kind,
-                reason=d.reason,
-                seconds=d.seconds,
-                discrepancy=None if d.discrepancy is None else float(d.discrepancy),
-                error=None if d.error is None else float(d.error),
-            )
-            for d, kind in zip(self.done, kinds, strict=True)
-        )
+        steps = records(self.done)
         within = [s.index for s in steps if s.counted != Phase.SERIAL.kind]
         return RunReport(
             mode=mode,

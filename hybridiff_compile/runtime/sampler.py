@@ -1,9 +1,10 @@
-"""What a pipeline's sampler does: its steps, and whether it adds noise; found by watching it."""
+"""What a pipeline's sampler is given, and does it add noise of its own? Found from its steps."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,46 +14,52 @@ import torch
 
 _SEEDS = (0, 1)
 
+#: Called before a step of a scheduler, with the arguments of its `step`.
+Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
+
 
 @contextmanager
-def watched(
-    scheduler: Any, tell: Callable[[bool], None] | None, stepped: Callable[[], None]
-) -> Iterator[None]:
-    """Within this, the scheduler's steps are counted; the first one may tell if it draws noise.
+def watched(scheduler: Any, before: Before) -> Iterator[None]:
+    """Within this, something is called before each step of a scheduler.
 
     Args:
-        scheduler: of a pipeline whose call is under way within this; it is left as it was.
-        tell: called once, before the first step is made, with the pipeline's own arguments at
-            hand; None looks for no noise, which costs two trial steps.
-        stepped: called before every step.
+        scheduler: of a pipeline whose call is under way within this; it is left as it was. Copies
+            of it that are made meanwhile are not watched.
+        before: with the pipeline's own arguments.
     """
-    own, before = scheduler.step, vars(scheduler).get("step")
-    told = tell is None
-
-    def put_back() -> None:
-        vars(scheduler).pop("step", None)
-        if before is not None:
-            scheduler.step = before
+    own, found = scheduler.step, vars(scheduler).get("step")
 
     @functools.wraps(type(scheduler).step)  # pipelines look at the names of its parameters
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal told
-        if self is not scheduler:  # a deep copy, as a pipeline makes for a second output
+        if self is not scheduler:
             return type(self).step(self, *args, **kwargs)
-        if not told and tell is not None:
-            told = True
-            put_back()  # the trial's copies step by themselves
-            tell(draws_noise(scheduler, args, kwargs))
-            scheduler.step = bound
-        stepped()
+        before(args, kwargs)
         return own(*args, **kwargs)
 
     # A bound method, because a deep copy of one is bound to the copy of the scheduler.
-    bound = scheduler.step = types.MethodType(step, scheduler)
+    scheduler.step = types.MethodType(step, scheduler)
     try:
         yield
     finally:
-        put_back()
+        vars(scheduler).pop("step", None)
+        if found is not None:
+            scheduler.step = found
+
+
+def inputs(
+    scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What a scheduler's step is given: the prediction, its first argument, and the noisy picture.
+
+    None for one that is no tensor.
+    """
+    try:
+        given = inspect.signature(scheduler.step).bind_partial(*args, **kwargs).arguments
+    except TypeError:  # the step itself will say what is wrong
+        return None, None
+    found = next(iter(given.values()), None), given.get("sample")
+    prediction, sample = (x if isinstance(x, torch.Tensor) else None for x in found)
+    return prediction, sample
 
 
 def draws_noise(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -9,7 +9,6 @@ from hybridiff_compile.runtime.estimate import (
     Reading,
     axis,
     growth,
-    weighted_error,
     weights,
 )
 
@@ -55,15 +54,9 @@ def test_growth_is_the_product_of_the_distances():
     assert growth([3.0], 1.0) == 2.0
 
 
-def test_error_is_weighted_by_what_guidance_makes_of_each_branch():
-    u, c = torch.full((4,), 2.0), torch.full((4,), 3.0)  # w = 5: guided = 2 + 5 = 7
-    assert weighted_error((u, c), (u + 0.1, c), 5.0).item() == pytest.approx(4 * 0.1 / 7)
-    assert weighted_error((u, c), (u, c - 0.1), 5.0).item() == pytest.approx(5 * 0.1 / 7)
-    assert weighted_error((u, c), (u, c), 5.0).item() == 0
-
-
 def test_number_that_is_on_the_cpu_already_is_read_at_once():
     assert float(Reading(torch.tensor(0.25))) == 0.25
+    assert Reading(torch.tensor([[0.25, 1.0]])).tolist() == [[0.25, 1.0]]
 
 
 FLOW = SimpleNamespace(sigmas=torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
