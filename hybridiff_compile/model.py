@@ -121,6 +121,10 @@ class Model:
             self._session = None
         return self.pipe
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a model, by `copy` or `pickle`, is its plain pipeline: ranks are not copied."""
+        return _plain, (self.pipe,)
+
     def close(self) -> None:
         """Restore the pipeline, if that has not been done yet."""
         if self._session is not None:
@@ -147,6 +151,10 @@ class Model:
         if self._session is None:
             raise ClosedError("this model was restored; call optimize(pipe) again.")
         return self._session
+
+
+def _plain(pipe: Any) -> Any:
+    return pipe
 
 
 @contextmanager

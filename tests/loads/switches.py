@@ -1,167 +1,163 @@
-"""What users load into a pipeline and switch on in it, on tiny random or embedded components."""
+"""Small pipelines, and what users load into them and switch on in them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    ControlNetModel,
-    DDIMScheduler,
-    MultiAdapter,
-    StableDiffusionXLAdapterPipeline,
-    StableDiffusionXLControlNetPipeline,
-    T2IAdapter,
+from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    SD3IPAdapterJointAttnProcessor2_0,
 )
-from diffusers.models.attention_processor import AttnProcessor
-from diffusers.models.embeddings import (
-    ImageProjection,
-    IPAdapterTimeImageProjection,
-)
+from diffusers.models.embeddings import ImageProjection, IPAdapterTimeImageProjection
 from PIL import Image
 from torch import nn
 
 from tests import pipelines
+from tests.reference import branches_apart
 
-STEPS = 2
-
-
-def nothing(pipe: Any) -> None:
-    """Switch nothing."""
-
-
-@dataclass(frozen=True)
-class Switch:
-    """One thing that a user switches on.
-
-    Attributes:
-        name: of the test.
-        on: switches it on.
-        off: switches it off again; None where diffusers has no way back.
-        call: further keywords of the pipeline's call while it is on.
-        base: the pipeline that it is for: an embedded one, or a function that builds it.
-        matters: whether it changes the picture.
-    """
-
-    name: str
-    on: Callable[[Any], Any]
-    off: Callable[[Any], Any] | None = None
-    call: dict[str, Any] = field(default_factory=dict)
-    base: str = "tiny-sdxl"
-    matters: bool = True
+STEPS = 3
+WIDTHS = (16, 32)
+TEXT = 128  # width of the embedded pipelines' text
 
 
-def seeded(make: Callable[[], Any], seed: int = 5) -> Any:
-    """What `make` returns with the random numbers of a seed; the caller's are left as they were."""
+def sdxl() -> Any:
+    """The embedded SDXL pipeline with a random UNet of two small blocks."""
+    pipe = pipelines.load("tiny-sdxl")
+    unet = seeded(
+        lambda: UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=WIDTHS,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(2, 4),
+            norm_num_groups=8,
+            use_linear_projection=True,
+            cross_attention_dim=TEXT,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=16,
+            projection_class_embeddings_input_dim=160,
+        )
+    )
+    pipe.register_modules(unet=unet.eval())
+    return pipe
+
+
+def sd3() -> Any:
+    """The embedded SD3 pipeline with a random transformer of two blocks."""
+    pipe = pipelines.load("tiny-sd3")
+    shape = {**pipe.transformer.config, "num_layers": 2}
+    transformer = seeded(lambda: type(pipe.transformer).from_config(shape))
+    pipe.register_modules(transformer=transformer.eval())
+    return pipe
+
+
+def denoiser(pipe: Any) -> Any:
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
+def make(pipe: Any, seed: int = 0, **call: Any) -> torch.Tensor:
+    """The latents of a short call, or its picture with another `output_type`."""
+    plain = getattr(pipe, "pipe", pipe)
+    name = "tiny-sdxl" if hasattr(plain, "unet") else "tiny-sd3"
+    short = {"num_inference_steps": STEPS, **call}
+    return torch.as_tensor(pipelines.latents(pipe, name, seed, **short))
+
+
+def apart(pipe: Any, seed: int = 0, **call: Any) -> torch.Tensor:
+    """The same of a pipeline that is not optimized, its branches one after the other."""
+    with branches_apart(denoiser(pipe)):
+        return make(pipe, seed, **call)
+
+
+def seeded(build: Callable[[], Any], seed: int = 5) -> Any:
+    """What `build` makes of a seed's random numbers; the caller's own stay as they are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return make()
+        return build()
 
 
-def noisy(module: nn.Module, std: float = 0.05, seed: int = 5) -> nn.Module:
-    """The module with random values in place of the zeros that adapters begin with."""
+def noisy(module: nn.Module, seed: int) -> nn.Module:
+    """The module with random values on top of the zeros that adapters begin with."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * std)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return module.eval()
 
 
-def picture(size: int = 64) -> Image.Image:
-    ramp = torch.arange(size).repeat(size, 1)
+def picture() -> Image.Image:
+    ramp = torch.arange(64).repeat(64, 1)
     return Image.fromarray(torch.stack([ramp, ramp.T, 63 - ramp], -1).byte().numpy() * 4)
 
 
-def embeds(rows: int, *shape: int, seed: int = 7) -> torch.Tensor:
+def embeds(*shape: int, seed: int = 7) -> torch.Tensor:
+    """Embeddings of a picture prompt, zeros for the unconditional row: [2, ...]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.cat([torch.zeros(rows // 2, *shape), torch.randn(rows // 2, *shape, generator=generator)])
+    return torch.cat([torch.zeros(1, *shape), torch.randn(1, *shape, generator=generator)])
 
 
-# --- pipelines of other classes, from the same components ---
-
-
-def control_net(pipe: Any, nets: int = 1) -> Any:
-    def one(seed: int) -> nn.Module:
-        return noisy(ControlNetModel.from_unet(pipe.unet), seed=seed)
-
-    nets_ = [one(s) for s in range(nets)]
-    return StableDiffusionXLControlNetPipeline(
-        **pipe.components, controlnet=nets_ if nets > 1 else nets_[0]
+def control_net(pipe: Any, seed: int = 0) -> nn.Module:
+    return noisy(
+        ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16, 32)), seed
     )
 
 
-def t2i_adapter(pipe: Any) -> Any:
-    adapter = seeded(
-        lambda: T2IAdapter(
-            in_channels=3,
-            channels=[48, 80, 112],
-            num_res_blocks=1,
-            downscale_factor=4,
-            adapter_type="full_adapter",
-        )
-    )
-    return StableDiffusionXLAdapterPipeline(**pipe.components, adapter=adapter.eval())
+def t2i_adapter() -> nn.Module:
+    def build() -> nn.Module:
+        return T2IAdapter(3, list(WIDTHS), 1, downscale_factor=4, adapter_type="full_adapter")
 
-
-# --- IP-Adapters ---
-
-
-def ip_adapter_weights(unet: Any, seed: int = 5, tokens: int = 4) -> dict[str, Any]:
-    width, found = unet.config.cross_attention_dim, {}
-    names = [n for n in unet.attn_processors]
-
-    def hidden(name: str) -> int:
-        widths = unet.config.block_out_channels
-        if name.startswith("mid_block"):
-            return widths[-1]
-        kind, index = name.split(".")[:2]
-        return (widths if kind == "down_blocks" else widths[::-1])[int(index)]
-
-    key = 1
-    generator = torch.Generator().manual_seed(seed)
-    for name in names:
-        if name.endswith("attn1.processor"):
-            continue
-        for what in ("to_k_ip", "to_v_ip"):
-            found[f"{key}.{what}.weight"] = torch.randn(hidden(name), width, generator=generator) / width**0.5
-        key += 2
-    projection = seeded(lambda: ImageProjection(cross_attention_dim=width, image_embed_dim=width, num_image_text_embeds=tokens), seed)
-    state = projection.state_dict()
-    proj = {
-        "proj.weight": state["image_embeds.weight"],
-        "proj.bias": state["image_embeds.bias"],
-        "norm.weight": state["norm.weight"],
-        "norm.bias": state["norm.bias"],
-    }
-    return {"image_proj": proj, "ip_adapter": found}
+    return seeded(build).eval()
 
 
 def load_ip(pipe: Any, count: int = 1) -> None:
-    weights = [ip_adapter_weights(pipe.unet, seed) for seed in range(count)]
-    pipe.load_ip_adapter(weights if count > 1 else weights[0], subfolder=[""] * count if count > 1 else "", weight_name=[""] * count if count > 1 else "", image_encoder_folder=None)
+    """Load IP-Adapters of random weights, as for SD1.5 and SDXL."""
+    found = [_ip_weights(pipe.unet, seed) for seed in range(count)]
+    pipe.load_ip_adapter(found, [""] * count, [""] * count, image_encoder_folder=None)
+
+
+def _ip_weights(unet: Any, seed: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    cross = [n for n in unet.attn_processors if n.endswith("attn2.processor")]
+    attention = {  # every second number is a self-attention's
+        f"{2 * i + 1}.{what}.weight": torch.randn(WIDTHS[-1], TEXT, generator=generator) / 8
+        for i, _ in enumerate(cross)
+        for what in ("to_k_ip", "to_v_ip")
+    }
+    projection = seeded(lambda: ImageProjection(TEXT, TEXT, 4), seed).state_dict()
+    renamed = {k.replace("image_embeds", "proj"): v for k, v in projection.items()}
+    return {"image_proj": renamed, "ip_adapter": attention}
 
 
 def load_ip_sd3(pipe: Any) -> None:
-    transformer = pipe.transformer
-    inner = transformer.config.attention_head_dim * transformer.config.num_attention_heads
-    emb = 64
-    ip = {}
-    from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+    """Load an IP-Adapter of random weights, as for SD3."""
+    shape = pipe.transformer.config
+    inner, width = shape.attention_head_dim * shape.num_attention_heads, 64
+    attention = {}
+    for index in range(shape.num_layers):
 
-    for index in range(len(transformer.attn_processors)):
-        processor = seeded(
-            lambda: SD3IPAdapterJointAttnProcessor2_0(
-                hidden_size=inner, ip_hidden_states_dim=inner, head_dim=transformer.config.attention_head_dim, timesteps_emb_dim=emb
-            ),
-            index,
-        )
-        ip |= {f"{index}.{k}": v for k, v in processor.state_dict().items()}
-    projection = seeded(
-        lambda: IPAdapterTimeImageProjection(
-            embed_dim=32, output_dim=inner, hidden_dim=emb, heads=1, num_queries=4, timestep_in_dim=32
-        )
-    )
-    pipe.load_ip_adapter({"image_proj": projection.state_dict(), "ip_adapter": ip}, weight_name="", subfolder="", image_encoder_folder=None)
+        def build() -> nn.Module:
+            return SD3IPAdapterJointAttnProcessor2_0(inner, inner, shape.attention_head_dim, width)
+
+        state = seeded(build, index).state_dict()
+        attention |= {f"{index}.{name}": value for name, value in state.items()}
+
+    def project() -> nn.Module:
+        return IPAdapterTimeImageProjection(32, inner, width, heads=1, num_queries=4, timestep_in_dim=32)
+
+    weights = {"image_proj": seeded(project).state_dict(), "ip_adapter": attention}
+    pipe.load_ip_adapter(weights, "", "", image_encoder_folder=None)
+
+
+class Weakened:
+    """An attention processor of a user's own, with a setting in it."""
+
+    def __init__(self, strength: float) -> None:
+        self.settings = {"strength": strength}
+        self.usual = AttnProcessor()
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.usual(attn, hidden_states, *args, **kwargs) * self.settings["strength"]
