@@ -16,7 +16,6 @@ from hybridiff_compile import lower
 from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
 from hybridiff_compile.capture.fingerprint import fingerprint
 from hybridiff_compile.capture.prediction import Form
-from hybridiff_compile.capture.rows import rows_of
 from hybridiff_compile.config import Config, SwitchSettings
 from hybridiff_compile.debug import call_name
 from hybridiff_compile.entry import (
@@ -26,7 +25,7 @@ from hybridiff_compile.entry import (
     one_compiler,
     run_apart,
 )
-from hybridiff_compile.errors import CaptureError, ConfigError, PackageError
+from hybridiff_compile.errors import ConfigError, PackageError
 from hybridiff_compile.here import Here, Prepared
 from hybridiff_compile.ir import Phase, RankProgram
 from hybridiff_compile.lower.device import device_of
@@ -36,11 +35,9 @@ from hybridiff_compile.runtime.driver import Driver, one_thread
 from hybridiff_compile.runtime.fleet import Start
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.runtime.run import Run
-from hybridiff_compile.ways import AsItIs, OneDevice, Way, look, uneven
+from hybridiff_compile.ways import AsItIs, Asked, Way, Ways
 
 logger = logging.getLogger(__name__)
-
-_RANKS, _HALVES, _WHOLE = "on two ranks", "by halves", "as a whole"  # what is asked of a call
 
 
 class Session:
@@ -62,7 +59,7 @@ class Session:
         self._start, self._packaged = start, packaged is not None
         self._driver: Driver | None = None
         self._weights: weights.Published | None = None
-        self._ways: dict[tuple[str, Signature], Way] = {}
+        self._ways = Ways(self._trying, self._capture)
         self._fingerprint = self._captures = 0
         self._run: Run | None = None
         self._owner: int | None = None
@@ -75,7 +72,7 @@ class Session:
         self.attachment = Attachment(pipe, denoiser, self.run, self.denoise)
         try:
             if packaged is not None:  # now that nothing stands in the way: it writes the weights
-                self._ways = {(_RANKS, s): entry for s, entry in packaged().items()}
+                self._ways.add(packaged())
             if config.gpus > 1:
                 self._connect()
         except BaseException:
@@ -163,8 +160,7 @@ class Session:
     @property
     def entries(self) -> Mapping[Signature, Entry]:
         """What was captured, by the signature of the call."""
-        ways = self._ways.items()
-        return {signature: way for (_, signature), way in ways if isinstance(way, Entry)}
+        return self._ways.entries
 
     @property
     def lacks(self) -> str:
@@ -180,61 +176,32 @@ class Session:
             self._driver = None
 
     def _way(self, call: DenoiserCall, batched: Callable[[], Any]) -> tuple[Way, Any]:
-        """How a call is answered, found by trying once; and its answer, if the try gave that.
+        """How a call is answered, and its answer if finding that out gave one; see `Ways.of`."""
+        asked, strict = Asked.RANKS, self._here.is_dry or self.config.mode == "asyncdiff"
+        if self._here.is_apart or (self.config.gpus == 1 and self.config.mode == "exact"):
+            asked = Asked.HALVES
+        elif self.config.gpus == 1:
+            asked = Asked.WHOLE
+        if not self._ways:
+            self._fingerprint = fingerprint(self.denoiser)
+        return self._ways.of(asked, call, batched, strict=strict)
 
-        Args:
-            call: of the denoiser.
-            batched: runs it as the pipeline made it.
-
-        Raises:
-            CaptureError: it cannot be captured, and was to be prepared, or has no other way.
-        """
-        if not (self._here.is_apart or self.config.gpus == 1):
-            kind = _RANKS
-        else:
-            extrapolates = self.config.mode != "exact" and not self._here.is_apart
-            kind = _WHOLE if extrapolates else _HALVES
-        place = kind, call.signature()
-        answer = None
-        if place not in self._ways:
-            if not self._ways:
-                self._fingerprint = fingerprint(self.denoiser)
-            self._ways[place], answer = self._find_way(kind, call, batched)
-        return self._ways[place], answer
-
-    def _find_way(
-        self, kind: str, call: DenoiserCall, batched: Callable[[], Any]
-    ) -> tuple[Way, Any]:
-        if reason := uneven(call):
-            return AsItIs(reason), None
-        known = self._ways.get((_RANKS, call.signature()))
-        if kind == _WHOLE or isinstance(known, Entry):
-            return OneDevice(known.rows if isinstance(known, Entry) else {}), None
-        if self._packaged:
-            raise PackageError(not_packaged(call, list(self.entries)))
-        answer = None
-        try:
-            with one_compiler, one_thread(self.device), self.attachment.bypassed():
-                answer, reason = look(self.denoiser, call, batched)
-                if reason:
-                    raise CaptureError(reason)
-                seen, answer = answer, None  # from here on the pipeline is given a way's own
-                if kind == _HALVES:
-                    return OneDevice(rows_of(self.denoiser, call, seen)), None
-            return self._capture(call, seen), None
-        except CaptureError as e:
-            if self._here.is_dry or self.config.mode == "asyncdiff":
-                raise
-            return AsItIs(str(e)), answer
+    @contextmanager
+    def _trying(self) -> Iterator[nn.Module]:
+        """Within this, the denoiser has its own forward and may be run and traced."""
+        with one_compiler, one_thread(self.device), self.attachment.bypassed():
+            yield self.denoiser
 
     def _refuse_baseline(self, run: Run, call: DenoiserCall) -> None:
         """AsyncDiff pipelines a batch from call to call: each has to be of the same branches."""
-        if self.config.mode != "asyncdiff" or run.index or call.rows == 1 or call.is_doubled():
-            return
-        raise ConfigError(
-            "mode='asyncdiff' runs both branches in one batch, and this pipeline's call of "
-            f"{call.rows} rows is no [uncond, cond] batch; use mode='exact' for it."
-        )
+        guides = getattr(self._pipe, "do_classifier_free_guidance", True)
+        if self.config.mode == "asyncdiff" and not run.index and guides and not call.is_doubled():
+            shape = [tuple(t.shape) for t in call.tensors().values()][:1]
+            raise ConfigError(
+                "mode='asyncdiff' runs both branches in one batch, and this pipeline's call of "
+                f"shape {shape[0] if shape else None} is no [uncond, cond] batch; use mode='exact' "
+                "for it."
+            )
 
     def _num_steps(self) -> int:
         steps = getattr(self._pipe, "num_timesteps", None)
@@ -274,13 +241,15 @@ class Session:
         return entry.form.unpack(prediction)
 
     def _capture(self, call: DenoiserCall, answer: Any) -> Entry:
+        if self._packaged:
+            raise PackageError(not_packaged(call, list(self.entries)))
         self.tell(f"capturing {type(self.denoiser).__name__}")
         self._captures += 1
         name = call_name(self._captures, next(iter(call.tensors().values())))
         dump = self.config.dump and self.config.dump / name
         with memory.lightly_collected():
-            with one_compiler, one_thread(self.device), self.attachment.bypassed():
-                entry = capture_entry(self.denoiser, call, answer, self.config, dump)
+            with self._trying() as denoiser:
+                entry = capture_entry(denoiser, call, answer, self.config, dump)
             self._load(self._connect(), entry)
         self._to_trim = True
         logger.info("captured %s for %d ranks", type(self.denoiser).__name__, self.config.gpus)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import enum
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from hybridiff_compile.capture.call import DenoiserCall, Rows
+from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
+from hybridiff_compile.capture.prediction import Form
+from hybridiff_compile.capture.rows import rows_of
 from hybridiff_compile.capture.state import left_behind
-from hybridiff_compile.entry import Entry
+from hybridiff_compile.capture.trace import check_same
+from hybridiff_compile.entry import Entry, run_apart
+from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.ir import BRANCHES
 
 
@@ -39,6 +45,110 @@ class OneDevice:
 
 #: With an entry, the ranks compute it.
 Way = Entry | OneDevice | AsItIs
+
+
+class Asked(enum.Enum):
+    """What a session wants of a call: of all ranks, of this device half by half, or as a whole."""
+
+    RANKS = enum.auto()
+    HALVES = enum.auto()
+    WHOLE = enum.auto()
+
+
+class Ways:
+    """The way of each signature, found by trying it once."""
+
+    def __init__(
+        self,
+        trying: Callable[[], AbstractContextManager[nn.Module]],
+        capture: Callable[[DenoiserCall, Any], Entry],
+    ) -> None:
+        """Know nothing yet.
+
+        Args:
+            trying: within it, the denoiser may be run, with its own forward in place.
+            capture: makes programs of a call and its answer, and gives them to the ranks.
+        """
+        self._trying, self._capture = trying, capture
+        self._found: dict[tuple[Asked, Signature], Way] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @property
+    def entries(self) -> dict[Signature, Entry]:
+        """Those that have programs."""
+        found = self._found.items()
+        return {signature: way for (_, signature), way in found if isinstance(way, Entry)}
+
+    def add(self, entries: Mapping[Signature, Entry]) -> None:
+        """Take programs that were made elsewhere."""
+        self._found |= {(Asked.RANKS, signature): entry for signature, entry in entries.items()}
+
+    def clear(self) -> None:
+        """Forget all: the denoiser is another one."""
+        self._found.clear()
+
+    def of(
+        self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], *, strict: bool
+    ) -> tuple[Way, Any]:
+        """How a call is answered; and its answer, if a try gave that.
+
+        Args:
+            asked: what is wanted.
+            call: of the denoiser.
+            batched: runs it as the pipeline made it.
+            strict: one rank alone will not do.
+
+        Raises:
+            CaptureError: strict, and the call cannot be captured.
+        """
+        place, answer = (asked, call.signature()), None
+        if place not in self._found:
+            self._found[place], answer = self._find(asked, call, batched, strict)
+        return self._found[place], answer
+
+    def _find(
+        self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], strict: bool
+    ) -> tuple[Way, Any]:
+        if reason := uneven(call):
+            return AsItIs(reason), None
+        if asked is Asked.WHOLE:
+            return OneDevice({}), None
+        if known := self.entries.get(call.signature()):
+            return OneDevice(known.rows), None
+        with self._trying() as denoiser:
+            answer, reason = look(denoiser, call, batched)
+        if reason and strict:
+            raise CaptureError(reason)
+        if reason:  # it was run, which it remembers: that answer is this call's
+            return AsItIs(reason), answer
+        try:
+            if asked is Asked.RANKS:
+                return self._capture(call, answer), None
+            with self._trying() as denoiser:
+                return OneDevice(_rows_of_halves(denoiser, call, answer)), None
+        except CaptureError as e:
+            if strict:
+                raise
+            return AsItIs(str(e)), None
+
+
+def _rows_of_halves(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Rows:
+    """Where the rows are, if the halves add up to the batch.
+
+    Raises:
+        CaptureError: they do not, or cannot be computed apart.
+    """
+    name, rows = type(denoiser).__name__, rows_of(denoiser, call, answer)
+    expected = Form.of(answer, name).pack(answer)
+    try:
+        with torch.no_grad():
+            result, _ = run_apart(name, call, rows, denoiser)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as e:
+        raise CaptureError(f"{name} cannot compute half of its batch: {e}") from e
+    check_same(result, expected, name)
+    return rows
 
 
 def uneven(call: DenoiserCall) -> str:

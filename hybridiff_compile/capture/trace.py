@@ -88,11 +88,27 @@ def capture(
 
 
 def _compare(captured: Captured, call: DenoiserCall, expected: torch.Tensor, name: str) -> None:
-    """Refuse halves that, put together, are not what the denoiser made of the batch."""
+    """Refuse a captured step that, of the call's own values, makes another prediction."""
     (step,) = captured.program.graphs
-    values, together = call.inputs(captured.rows), not captured.rows
+    values = call.inputs(captured.rows)
     with torch.no_grad():
         result = step(*(values[n] for n in captured.program.contracts[0].inputs))["prediction"]
+    check_same(result, expected, name, together=not captured.rows)
+
+
+def check_same(
+    result: torch.Tensor, expected: torch.Tensor, name: str, *, together: bool = False
+) -> None:
+    """Refuse halves that, put together, are not what the denoiser made of the batch.
+
+    Args:
+        result, expected: predictions, [2B, ...]; what is no number in both is the same.
+        name: of the denoiser.
+        together: the result is of one call, not of two halves.
+
+    Raises:
+        CaptureError: they differ by more than rounding.
+    """
     if result.shape != expected.shape:
         shapes = f"shapes {tuple(result.shape)} and {tuple(expected.shape)}"
         raise _mismatch(name, shapes, together)
@@ -108,7 +124,7 @@ def _mismatch(name: str, what: str, together: bool) -> CaptureError:
     if together:
         return CaptureError(
             f"the exported {name} gives {what} to its own call: it computes another thing each "
-            "time, or something that is no number. Use gpus=1 for this pipeline."
+            "time, or something that is no number"
         )
     return CaptureError(
         f"the halves of {name}'s batch, computed apart, give {what} to its batched call: its rows "
