@@ -35,7 +35,7 @@ from hybridiff_compile.runtime.driver import Driver, one_thread
 from hybridiff_compile.runtime.fleet import Start
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.runtime.run import Run
-from hybridiff_compile.ways import AsItIs, Asked, Way, Ways
+from hybridiff_compile.ways import AsItIs, Asked, Way, Ways, check_doubled
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ class Session:
         if self._here.is_dry and self.config.gpus == 1:
             self._say_once("there is nothing to prepare: gpus=1 runs the denoiser as it is")
             raise Prepared
-        self._refuse_baseline(run, call)
+        if self.config.mode == "asyncdiff" and not run.index:
+            check_doubled(self._pipe, call)
         way, answer = self._way(call, lambda: forward(*args, **kwargs))
         if isinstance(way, AsItIs):
             if self._here.is_dry:
@@ -191,17 +192,6 @@ class Session:
         """Within this, the denoiser has its own forward and may be run and traced."""
         with one_compiler, one_thread(self.device), self.attachment.bypassed():
             yield self.denoiser
-
-    def _refuse_baseline(self, run: Run, call: DenoiserCall) -> None:
-        """AsyncDiff pipelines a batch from call to call: each has to be of the same branches."""
-        guides = getattr(self._pipe, "do_classifier_free_guidance", True)
-        if self.config.mode == "asyncdiff" and not run.index and guides and not call.is_doubled():
-            shape = [tuple(t.shape) for t in call.tensors().values()][:1]
-            raise ConfigError(
-                "mode='asyncdiff' runs both branches in one batch, and this pipeline's call of "
-                f"shape {shape[0] if shape else None} is no [uncond, cond] batch; use mode='exact' "
-                "for it."
-            )
 
     def _num_steps(self) -> int:
         steps = getattr(self._pipe, "num_timesteps", None)

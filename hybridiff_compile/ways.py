@@ -17,7 +17,7 @@ from hybridiff_compile.capture.rows import rows_of
 from hybridiff_compile.capture.state import left_behind
 from hybridiff_compile.capture.trace import check_same
 from hybridiff_compile.entry import Entry, run_apart
-from hybridiff_compile.errors import CaptureError
+from hybridiff_compile.errors import CaptureError, ConfigError
 from hybridiff_compile.ir import BRANCHES
 
 
@@ -195,3 +195,17 @@ def _of_another_picture(call: DenoiserCall) -> DenoiserCall:
     noisy = next(iter(call.tensors()))
     leaves = (0.5 - x if n == noisy else x for n, x in zip(call.names, call.leaves, strict=True))
     return replace(call, leaves=tuple(leaves))
+
+
+def check_doubled(pipe: Any, call: DenoiserCall) -> None:
+    """AsyncDiff pipelines a batch from call to call: each has to be of the same branches.
+
+    Raises:
+        ConfigError: the pipeline guides, and not by one batch.
+    """
+    if getattr(pipe, "do_classifier_free_guidance", True) and not call.is_doubled():
+        shape = next((tuple(t.shape) for t in call.tensors().values()), None)
+        raise ConfigError(
+            "mode='asyncdiff' runs both branches in one batch, and this pipeline's call of shape "
+            f"{shape} is no [uncond, cond] batch; use mode='exact' for it."
+        )
