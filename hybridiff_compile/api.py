@@ -162,7 +162,8 @@ def load(folder: str | Path, pipe: Any) -> Model:
     """Let two ranks make a pipeline's pictures by the compiled programs of a package.
 
     Nothing is traced, compiled or unpickled. The weights of the pipeline's denoiser become those of
-    the package, and stay so after `restore()`; every other part of the pipeline is used as it is.
+    the package until `restore()`, which gives its own back; a warning says so if they differ. Every
+    other part of the pipeline is used as it is. A package holds machine code: load those you trust.
 
     Args:
         folder: that `export` wrote with format "aot".
@@ -193,13 +194,13 @@ def load(folder: str | Path, pipe: Any) -> Model:
             gpus=manifest.ranks,
             mode=manifest.mode,  # pyright: ignore[reportArgumentType]
             lowering=Lowering("aot"),
-            **manifest.switching,
+            **manifest.switching.model_dump(),
         )
-    except (ConfigError, TypeError) as e:
+    except ConfigError as e:
         raise PackageError(f"the manifest of {folder} is not as it was exported: {e}") from e
     start = _start(placing.ranks(device, config.gpus))
-    entries = partial(package.entries, folder, manifest, denoiser)
-    return Model(pipe, Session(pipe, denoiser, config, family, start, entries))
+    packaged = partial(package.load, folder, manifest, denoiser)
+    return Model(pipe, Session(pipe, denoiser, config, family, start, packaged))
 
 
 def _start(ranks: Sequence[torch.device]) -> fleet.Start:

@@ -118,6 +118,7 @@ class Model:
             session = self.session()  # another thread may have restored it meanwhile
             session.attachment.detach()
             session.close()
+            session.give_back()
             self._session = None
         return self.pipe
 

@@ -40,6 +40,9 @@ from hybridiff_compile.ways import AsItIs, OneDevice, Way, look, uneven
 
 logger = logging.getLogger(__name__)
 
+#: A package's programs by call, and what gives the denoiser its own weights back.
+Packaged = tuple[Mapping[Signature, Entry], Callable[[], None]]
+
 _RANKS, _HALVES, _WHOLE = "on two ranks", "by halves", "as a whole"  # what is asked of a call
 
 
@@ -53,10 +56,12 @@ class Session:
         config: Config,
         family: SwitchSettings,
         start: Start,
-        packaged: Callable[[], Mapping[Signature, Entry]] | None = None,
+        packaged: Callable[[], Packaged] | None = None,
     ) -> None:
         self.report: RunReport | None = None
         self.tell: Callable[[str], None] = logger.info
+        #: Undoes what a package did to the denoiser's weights, once nothing is attached.
+        self.give_back: Callable[[], None] = lambda: None
         self._here = Here()
         self._pipe, self.denoiser, self.config, self._family = pipe, denoiser, config, family
         self._start, self._packaged = start, packaged is not None
@@ -75,11 +80,13 @@ class Session:
         self.attachment = Attachment(pipe, denoiser, self.run, self.denoise)
         try:
             if packaged is not None:  # now that nothing stands in the way: it writes the weights
-                self._ways = {(_RANKS, s): entry for s, entry in packaged().items()}
+                entries, self.give_back = packaged()
+                self._ways = {(_RANKS, s): entry for s, entry in entries.items()}
             if config.gpus > 1:
                 self._connect()
         except BaseException:
             self.attachment.detach()
+            self.give_back()
             raise
 
     def dry(self) -> AbstractContextManager[None]:

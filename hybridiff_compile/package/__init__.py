@@ -1,7 +1,7 @@
 """A pipeline's compiled programs in a folder, for machines that shall neither trace nor compile."""
 
 from hybridiff_compile.package.export import export
-from hybridiff_compile.package.load import entries
+from hybridiff_compile.package.load import load
 from hybridiff_compile.package.manifest import Manifest, check, check_machine
 
-__all__ = ["Manifest", "check", "check_machine", "entries", "export"]
+__all__ = ["Manifest", "check", "check_machine", "export", "load"]
