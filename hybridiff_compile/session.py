@@ -148,6 +148,7 @@ class Session:
         if self._here.is_dry and self.config.gpus == 1:
             self._say_once("there is nothing to prepare: gpus=1 runs the denoiser as it is")
             raise Prepared
+        run.calls += 1
         self._refuse_baseline(run, call)
         way, answer = self._way(call, lambda: forward(*args, **kwargs))
         if isinstance(way, AsItIs):
@@ -161,6 +162,8 @@ class Session:
             steps = self._num_steps()
             switching = None if self._here.is_apart else self.config.switching(self._family, steps)
             run.begin(switching, self._pipe, steps)
+            if self.config.mode in ("paper", "guided"):
+                self._decline_unguided(run, call)
         if self._here.is_dry:
             raise Prepared
         if isinstance(way, Entry):
@@ -242,6 +245,13 @@ class Session:
             "mode='asyncdiff' runs both branches in one batch, and this pipeline's call of "
             f"{call.rows} rows is no [uncond, cond] batch; use mode='exact' for it."
         )
+
+    def _decline_unguided(self, run: Run, call: DenoiserCall) -> None:
+        """Pipelining takes the halves of a batch for [uncond, cond]; other rows stay serial."""
+        guides = getattr(self._pipe, "do_classifier_free_guidance", True)
+        if not run.declined and not (guides and call.is_doubled()):
+            run.declined = f"the {call.rows} rows of this call are no [uncond, cond] batch"
+            self._say_once(f"nothing is pipelined: {run.declined}")
 
     def _num_steps(self) -> int:
         steps = getattr(self._pipe, "num_timesteps", None)

@@ -88,7 +88,7 @@ def test_the_driver_feeds_embeddings_once_a_run(sd3: Pair) -> None:
     values = {
         n.name: n.meta["val"] for g in serial.graphs for n in g.graph.nodes if "val" in n.meta
     }
-    latent_bytes = values["hidden_states"].nbytes
+    latent_bytes = values["hidden_states_c"].nbytes
     embedding_bytes = values["encoder_hidden_states_c"].nbytes
     assert embedding_bytes < short
     # Latents there and the prediction back, and some headers; the embeddings did not travel again.

@@ -81,7 +81,7 @@ def test_rank_program_has_a_meta_tensor_for_every_placeholder():
     assert program.module is not None
     assert tuple(program.specs) == program.contract.placeholders
     kinds = {n: (tuple(t.shape), t.dtype) for n, t in program.specs.items()}
-    assert kinds["sample"] == ((1, 4, 8, 8), torch.float32)
+    assert kinds["sample_c"] == ((1, 4, 8, 8), torch.float32)
     assert kinds["stamp"] == ((2,), torch.int64)
     assert kinds["timestep"] == ((), torch.float32)
     assert {t.device.type for t in program.specs.values()} == {"meta"}
@@ -90,11 +90,11 @@ def test_rank_program_has_a_meta_tensor_for_every_placeholder():
 def test_specs_keep_strides():
     program = toy.guarded()
     module = clone(program.graphs[1])
-    sample = next(n for n in module.graph.nodes if n.name == "sample")
+    sample = next(n for n in module.graph.nodes if n.name == "sample_c")
     last = torch.empty(1, 4, 8, 8, device="meta").to(memory_format=torch.channels_last)
     sample.meta = {"val": last}
     program = replace(program, graphs=(program.graphs[0], module))
-    assert RankProgram.of(program, 1).specs["sample"].stride() == last.stride()
+    assert RankProgram.of(program, 1).specs["sample_c"].stride() == last.stride()
 
 
 def test_bytes_of_tensors_and_of_tuples_of_them():

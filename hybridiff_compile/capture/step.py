@@ -27,6 +27,8 @@ def step_program(denoiser: fx.GraphModule, rows: Rows) -> StepProgram:
             denoiser was exported at the whole batch, and one call serves it.
     """
     branches = BRANCHES if rows else ("",)
+    (result,) = output_node(denoiser.graph).args
+    assert isinstance(result, fx.Node)
     values = {n.target: n.meta["val"] for n in denoiser.graph.nodes if n.op == "placeholder"}
     graph = fx.Graph()
     inputs: dict[str, fx.Node] = {}
@@ -49,7 +51,7 @@ def step_program(denoiser: fx.GraphModule, rows: Rows) -> StepProgram:
         node = graph.create_node(
             "call_module", "denoiser", args[branch], name=f"eps_{branch}" if branch else "eps"
         )
-        node.meta = {"val": output_node(denoiser.graph).args[0].meta["val"]}
+        node.meta = {"val": result.meta["val"]}
         node.meta |= {"branch": branch} if branch else {}
         eps.append(node)
     prediction = graph.call_function(torch.cat, (eps,))

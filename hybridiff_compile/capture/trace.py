@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export.graph_signature import OutputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import config as fx_config
 from torch.fx import graph_module
 from torch.utils import _pytree as pytree
@@ -75,11 +75,10 @@ def capture(
     """
     name = type(denoiser).__name__
     form = None if answer is None else Form.of(answer, name)
-    if together:
-        rows: Rows = {}
-    else:
-        rows = call.rows_by_shape() if answer is None else rows_of(denoiser, call, answer)
-    with kept(denoiser):
+    rows: Rows = {}
+    with kept(denoiser), _quiet():
+        if not together:
+            rows = call.rows_by_shape() if answer is None else rows_of(denoiser, call, answer)
         traced, returned = _export(denoiser, call if together else call.branch(0, rows))
     form = form or Form.of(returned, name)
     captured = Captured(step_program(traced, rows), rows, form)
@@ -126,7 +125,7 @@ def _export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, An
     positional, keyword = call.arguments
     before = set(_sources())
     try:
-        with torch.no_grad(), _without_gradients(denoiser), _quiet(), _without_stack_traces():
+        with torch.no_grad(), _without_gradients(denoiser), _without_stack_traces():
             exported = torch.export.export(
                 denoiser, tuple(positional.values()), keyword, strict=False
             )
@@ -149,14 +148,34 @@ def _returned(exported: torch.export.ExportedProgram, name: str) -> list[Any]:
         CaptureError: it also writes into a buffer or an argument, which ranks would not share.
     """
     specs = exported.graph_signature.output_specs
-    written = [s.target or s.arg for s in specs if s.kind is not OutputKind.USER_OUTPUT]
-    if written:
+    written = [str(s.target or s.arg) for s in specs if s.kind is not OutputKind.USER_OUTPUT]
+    if written := [*written, *_written(exported)]:
         raise CaptureError(
-            f"{name} writes into {', '.join(map(str, written[:3]))} when it is called, which one "
+            f"{name} writes into {', '.join(written[:3])} when it is called, which one "
             "call's program cannot follow"
         )
     (values,) = output_node(exported.graph).args
     return list(values) if isinstance(values, tuple | list) else [values]
+
+
+def _written(exported: torch.export.ExportedProgram) -> list[str]:
+    """Weights and arguments whose memory a node writes into, through a view of it or not."""
+    specs, graph = exported.graph_signature.input_specs, exported.graph
+    constants = {s.arg.name for s in specs if s.kind is InputKind.CONSTANT_TENSOR}
+
+    def memory(node: Any) -> int | None:
+        value = node.meta.get("val") if isinstance(node, fx.Node) else None
+        return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
+
+    placeholders = [n for n in graph.nodes if n.op == "placeholder" and n.name not in constants]
+    inputs = {memory(n): n.name for n in placeholders if memory(n) is not None}
+    found = []
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        for given, argument in zip(node.args, schema.arguments if schema else (), strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                found += [inputs[m] for m in [memory(given)] if m in inputs]
+    return found
 
 
 def _unlift(

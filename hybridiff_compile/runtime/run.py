@@ -25,6 +25,8 @@ from hybridiff_compile.runtime.switching import (
     pinned_phase,
 )
 
+_SEVERAL = "the pipeline calls its denoiser several times for a step of its sampler"
+
 
 @dataclass
 class Done:
@@ -61,6 +63,9 @@ class Run:
         spec: the tree around a prediction, where one device makes them.
         ranks: that took part.
         declined: why nothing is pipelined though it was asked for; "" if it is.
+        steps: of the run, as the pipeline said before the first one.
+        calls: of the denoiser since the sampler's last step.
+        most_calls: that one step took so far.
     """
 
     settings: Switching = None
@@ -73,6 +78,21 @@ class Run:
     spec: Any = None
     ranks: int = 1
     declined: str = ""
+    steps: int = 0
+    calls: int = 0
+    most_calls: int = 0
+
+    @property
+    def several(self) -> bool:
+        """Whether the denoiser was called more than once for a step of the sampler.
+
+        Such calls may be of different branches: one says nothing of the next.
+        """
+        return max(self.calls, self.most_calls) > 1
+
+    def stepped(self) -> None:
+        """The sampler makes a step."""
+        self.most_calls, self.calls = max(self.most_calls, self.calls), 0
 
     @property
     def index(self) -> int:
@@ -81,7 +101,7 @@ class Run:
 
     def begin(self, settings: Switching, pipe: Any, steps: int) -> None:
         """Before the first guided step: how this run of `steps` steps of a pipeline will switch."""
-        self.settings = settings
+        self.settings, self.steps = settings, steps
         if isinstance(settings, Pinned | Controlled):
             along = axis(pipe.scheduler, steps, settings.estimator)
 
@@ -111,8 +131,15 @@ class Run:
                 )
 
         is_blind = mode in ("paper", "guided", "forecast", "asyncdiff") and scheduler is not None
-        with sampler.watched(scheduler, tell) if is_blind else nullcontext():
+        if mode == "exact" or not hasattr(scheduler, "step"):
+            watch = nullcontext()
+        else:
+            watch = sampler.watched(scheduler, tell if is_blind else None, self.stepped)
+        with watch:
             yield
+        if self.settings is not None and self.several:
+            say(f"nothing is extrapolated or pipelined: {_SEVERAL}")
+            return
         if isinstance(self.settings, Controlled) and not any(
             done.phase is Phase.FORECAST for done in self.done
         ):
@@ -151,8 +178,8 @@ class Run:
             return Phase.SERIAL, "the first step of its shape"
         if self.done[-1].index != step - 1:
             return Phase.SERIAL, "the first step after some without guidance"
-        if settings is None:
-            return Phase.SERIAL, "this mode is always serial"
+        if settings is None or self.several or step >= self.steps > 0:
+            return Phase.SERIAL, _SEVERAL if settings else "this mode is always serial"
         if isinstance(settings, Pinned):
             phase = pinned_phase(step, settings)
             if phase in GUIDED and self.declined:
@@ -164,6 +191,8 @@ class Run:
             assert self.forecast is not None
             computed = [done.index for done in self.done if done.phase is Phase.SERIAL]
             return controlled_phase(step, computed, self.forecast.predicted(step), settings)
+        if self.declined:
+            return Phase.SERIAL, self.declined
         step = len(self.done)  # the paper knows guided steps only
         # Reading a discrepancy waits for the device; it is read only while tau1 is searched.
         if self.tau1 is None and (settings.tau1 is not None or step > settings.L_slope):
@@ -197,7 +226,9 @@ class Run:
             return forecast.estimate(step), None, error
         if phase is not Phase.SERIAL:
             return returned, None, None
-        error = forecast.computed(step, returned) if forecast else None
+        # Calls in turn, and more than there are steps, are of no line that goes on.
+        follows = not self.several and not 0 < self.steps <= step
+        error = forecast.computed(step, returned) if forecast and follows else None
         return returned, discrepancy(*returned.chunk(2)), error
 
     def report(self, mode: str, after: Traffic | None, before: Traffic) -> RunReport:

@@ -1,9 +1,10 @@
-"""Does a pipeline's sampler add noise of its own? Found from what it does, not from its name."""
+"""What a pipeline's sampler does: its steps, and whether it adds noise; found by watching it."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,26 +15,44 @@ _SEEDS = (0, 1)
 
 
 @contextmanager
-def watched(scheduler: Any, tell: Callable[[bool], None]) -> Iterator[None]:
-    """Within this, the scheduler's first step also tells whether it draws noise.
+def watched(
+    scheduler: Any, tell: Callable[[bool], None] | None, stepped: Callable[[], None]
+) -> Iterator[None]:
+    """Within this, the scheduler's steps are counted; the first one may tell if it draws noise.
 
     Args:
         scheduler: of a pipeline whose call is under way within this; it is left as it was.
-        tell: called once, before the first step is made, with the pipeline's own arguments at hand.
+        tell: called once, before the first step is made, with the pipeline's own arguments at
+            hand; None looks for no noise, which costs two trial steps.
+        stepped: called before every step.
     """
-    own = scheduler.step
+    own, before = scheduler.step, vars(scheduler).get("step")
+    told = tell is None
 
-    @functools.wraps(own)  # pipelines look at the names of its parameters
-    def step(*args: Any, **kwargs: Any) -> Any:
+    def put_back() -> None:
         vars(scheduler).pop("step", None)
-        tell(draws_noise(scheduler, args, kwargs))
+        if before is not None:
+            scheduler.step = before
+
+    @functools.wraps(type(scheduler).step)  # pipelines look at the names of its parameters
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal told
+        if self is not scheduler:  # a deep copy, as a pipeline makes for a second output
+            return type(self).step(self, *args, **kwargs)
+        if not told and tell is not None:
+            told = True
+            put_back()  # the trial's copies step by themselves
+            tell(draws_noise(scheduler, args, kwargs))
+            scheduler.step = bound
+        stepped()
         return own(*args, **kwargs)
 
-    scheduler.step = step
+    # A bound method, because a deep copy of one is bound to the copy of the scheduler.
+    bound = scheduler.step = types.MethodType(step, scheduler)
     try:
         yield
     finally:
-        vars(scheduler).pop("step", None)
+        put_back()
 
 
 def draws_noise(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -25,7 +25,9 @@ def folder(tmp_path):
     picture = Leaf(shape=(2, 4, 16, 16), stride=(1, 1, 1, 1), dtype="torch.float32", device="cpu")
     step = Leaf(shape=(), stride=(), dtype="torch.int64", device="cpu")
     leaves = (picture, step, Leaf(constant="False"))
-    call = Call(names=("sample",), leaves=leaves, arguments="", prediction="", shared=())
+    call = Call(
+        names=("sample",), leaves=leaves, arguments="", answer="", answer_leaves=(), rows={}
+    )
     made = Manifest(
         format="aot",
         torch="2.13.0",
@@ -47,7 +49,7 @@ def test_load_check_says_what_a_package_holds(folder):
     lines = result.output.splitlines()
     assert lines[0] == f"{folder} is whole: 3 files, 2.50 MB, as exported"
     assert lines[1:] == [
-        "format      aot, version 1",
+        "format      aot, version 2",
         "made with   torch 2.13.0 for cpu x86_64 AVX2",
         "denoiser    UNet2DConditionModel",
         "mode        paper (tau1=4, k=3), 2 ranks",

@@ -48,14 +48,14 @@ def test_what_one_program_keeps_is_what_the_other_one_reads():
 def test_late_prediction_is_exact_for_the_step_and_branch_of_its_features():
     serial, denoiser = cut(), toy.seeded(toy.Toy)
     before, now = (toy.call_of(seed=s) for s in (1, 2))
-    shared = toy.captured().shared
-    values = before.inputs(shared)
+    rows = toy.captured().rows
+    values = before.inputs(rows)
     first, _ = run_passes(serial, (AlternateBranches("u"),)).graphs
     _, last = run_passes(serial, (AlternateBranches("c"),)).graphs
     with torch.no_grad():
         given = [n.name for n in first.graph.nodes if n.op == "placeholder" and n.name != "late"]
         made = first(*(values[n] for n in given), torch.zeros(1, 4, 8, 8))
-        fed = {**now.inputs(shared), **{f"late_{k}": v for k, v in values.items()}}
+        fed = {**now.inputs(rows), **{f"late_{k}": v for k, v in values.items()}}
         fed |= {"cut": made["cut_next"], "cut_next": torch.empty(0)}
         names = [n.name for n in last.graph.nodes if n.op == "placeholder"]
         late = last(*(fed[n] for n in names))["late"]

@@ -154,11 +154,13 @@ def test_ranks_in_different_phases_refuse_each_other(paper):
 
 def test_inputs_that_did_not_change_are_kept_between_steps(serial):
     serial.step(SERIAL, (0, 0), inputs(1))
-    changed = {"sample": inputs(2)["sample"]}
-    returned, _ = serial.step(SERIAL, (1, 1), changed)
+    first, second = (
+        {name: inputs(seed)[name] for name in ("sample_u", "sample_c")} for seed in (1, 2)
+    )
+    returned, _ = serial.step(SERIAL, (1, 1), second)
     expected = branches_apart(1)
     assert not torch.equal(returned["prediction"], expected)
-    returned, _ = serial.step(SERIAL, (2, 2), {"sample": inputs(1)["sample"]})
+    returned, _ = serial.step(SERIAL, (2, 2), first)
     assert torch.equal(returned["prediction"], expected)
 
 
@@ -181,7 +183,7 @@ def test_values_of_two_keys_are_kept_apart_and_unload_forgets_them(paper):
     first, rank = paper.ranks[0], Rank()
     variants = [first.variant(0, p) for p in (Phase.SERIAL, Phase.PIPELINED)]
     rank.load(7, variants)
-    rank._values[7]["sample"] = torch.ones(1)
+    rank._values[7]["sample_u"] = torch.ones(1)
     rank.load(8, variants)
     assert rank._values[8] == {}
     rank.unload(7)

@@ -1,3 +1,4 @@
+import copy
 import inspect
 import itertools
 from typing import Any
@@ -58,18 +59,40 @@ def test_noise_is_noticed_by_what_a_step_does(scheduler, extra, noisy, generator
 
 def test_watched_scheduler_tells_once_and_steps_as_ever():
     told: list[bool] = []
+    steps: list[None] = []
     scheduler, twin = ready(EulerDiscreteScheduler), ready(EulerDiscreteScheduler)
-    with watched(scheduler, told.append):
+    with watched(scheduler, told.append, lambda: steps.append(None)):
         assert "s_churn" in inspect.signature(scheduler.step).parameters
         for t in scheduler.timesteps[:2]:
             out = scheduler.step(X, t, X).prev_sample
             assert torch.equal(out, twin.step(X, t, X).prev_sample)
     assert told == [False]
+    assert len(steps) == 2
     assert "step" not in vars(scheduler)
+
+
+def test_a_deep_copy_of_a_watched_scheduler_steps_by_itself():
+    steps: list[None] = []
+    scheduler, twin = ready(EulerDiscreteScheduler), ready(EulerDiscreteScheduler)
+    with watched(scheduler, None, lambda: steps.append(None)):
+        other = copy.deepcopy(scheduler)
+        for t in scheduler.timesteps[:2]:
+            out = other.step(X, t, X).prev_sample
+            assert torch.equal(out, twin.step(X, t, X).prev_sample)
+    assert steps == []
+    assert scheduler.step_index is None
+
+
+def test_a_step_of_the_users_own_is_put_back():
+    scheduler = ready(EulerDiscreteScheduler)
+    own = scheduler.step = lambda *args, **kwargs: "own"
+    with watched(scheduler, None, lambda: None):
+        assert scheduler.step(X, scheduler.timesteps[0], X) == "own"
+    assert vars(scheduler)["step"] is own
 
 
 def test_scheduler_is_left_as_it_was_when_no_step_is_made():
     scheduler = ready(EulerDiscreteScheduler)
-    with pytest.raises(ZeroDivisionError), watched(scheduler, lambda noisy: None):
+    with pytest.raises(ZeroDivisionError), watched(scheduler, lambda noisy: None, lambda: None):
         raise ZeroDivisionError
     assert "step" not in vars(scheduler)

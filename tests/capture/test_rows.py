@@ -1,0 +1,102 @@
+"""Where the rows of each argument are, found at a second batch size."""
+
+import torch
+from torch import nn
+
+from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.capture.rows import rows_of
+from hybridiff_compile.capture.state import State
+
+
+def found(denoiser: nn.Module, **arguments: torch.Tensor) -> dict[str, int]:
+    call = DenoiserCall.of(tuple(arguments), tuple(arguments.values()), {})
+    return rows_of(denoiser, call, denoiser(*arguments.values()))
+
+
+class Frames(nn.Module):
+    """As AnimateDiff: the text is repeated for each frame, so its dim 0 is a multiple."""
+
+    def forward(self, sample: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        batch, channels, frames = sample.shape
+        rows = sample.transpose(1, 2).reshape(batch * frames, channels) + text
+        return rows.view(batch, frames, channels).transpose(1, 2)
+
+
+class Layers(nn.Module):
+    """As HiDream: a text of each layer, with the batch in dim 1."""
+
+    def forward(self, sample: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        for layer in text:
+            sample = sample + layer
+        return sample
+
+
+class Rope(nn.Module):
+    """As Allegro: a pair of tables that happens to be as long as the batch."""
+
+    def forward(self, sample: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+        cos, sin = rope
+        return sample * cos + sample.flip(-1) * sin
+
+
+class Tokens(nn.Module):
+    """As Flux: positions of the tokens, whose number is a multiple of the batch."""
+
+    def forward(self, sample: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return sample + ids.sum(-1)
+
+
+def test_a_multiple_of_the_batch_in_dim_0_has_rows_if_the_denoiser_needs_them():
+    sample, text = torch.randn(2, 3, 4), torch.randn(8, 3)
+    assert found(Frames(), sample=sample, text=text) == {"sample": 0, "text": 0}
+
+
+def test_a_multiple_of_the_batch_in_dim_0_has_none_otherwise():
+    sample, ids = torch.randn(2, 8), torch.randn(8, 3)
+    assert found(Tokens(), sample=sample, ids=ids) == {"sample": 0}
+
+
+def test_rows_may_be_in_another_dimension():
+    for layers in (2, 3, 4):
+        sample, text = torch.randn(2, 5), torch.randn(layers, 2, 5)
+        rows = found(Layers(), sample=sample, text=text)
+        assert rows == {"sample": 0, "text": 1}, layers
+
+
+def test_a_pair_of_tables_is_no_batch_of_two():
+    for batch in (2, 4):
+        sample, rope = torch.randn(batch, 6), torch.randn(2, 6)
+        assert found(Rope(), sample=sample, rope=rope) == {"sample": 0}
+
+
+def test_tokens_as_many_as_rows_are_no_rows():
+    sample, ids = torch.randn(8, 8), torch.randn(8, 3)
+    assert found(Tokens(), sample=sample, ids=ids) == {"sample": 0}
+
+
+def test_a_denoiser_that_fake_tensors_cannot_run_goes_by_shapes():
+    class Reads(nn.Module):
+        def forward(self, sample: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            return sample * int(time[0].item())
+
+    sample, time = torch.randn(2, 4), torch.tensor([3.0, 3.0])
+    assert found(Reads(), sample=sample, time=time) == {"sample": 0, "time": 0}
+
+
+def test_the_look_leaves_nothing_in_the_denoiser():
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables: dict[int, torch.Tensor] = {}
+
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            table = self.tables.setdefault(sample.shape[0], torch.ones(sample.shape[0], 1))
+            return sample * table
+
+    denoiser = Remembers()
+    sample = torch.randn(2, 4)
+    denoiser(sample)
+    before = State.of(denoiser)
+    assert found(denoiser, sample=sample) == {"sample": 0}
+    assert list(denoiser.tables) == [2]
+    assert before.changes() == []

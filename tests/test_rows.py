@@ -1,0 +1,91 @@
+"""Rows of a batch, whatever they mean: what two ranks make of them is what one device makes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import hybridiff_compile
+from tests import pipelines
+from tests.reference import branches_apart
+
+NAME = "tiny-sd3"
+PROMPTS = [pipelines.PROMPT, pipelines.OTHER_PROMPT]
+
+
+@pytest.fixture(scope="module")
+def exact() -> Iterator[Any]:
+    with hybridiff_compile.optimize(pipelines.load(NAME), mode="exact") as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    return pipelines.load(NAME)
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(number) for number in numbers]
+
+
+@pytest.mark.parametrize("numbers", [(3, 3), (3, 4)], ids=["equal seeds", "different seeds"])
+def test_unguided_batch_of_two_is_computed_on_two_ranks(
+    exact: Any, plain: Any, numbers: tuple[int, int]
+) -> None:
+    call = {"prompt": PROMPTS, "guidance_scale": 1.0, "num_inference_steps": 4}
+    made = pipelines.latents(exact, NAME, generator=seeds(*numbers), **call)
+    assert exact.report.ranks == 2
+    with branches_apart(plain.transformer):
+        expected = pipelines.latents(plain, NAME, generator=seeds(*numbers), **call)
+    assert torch.equal(made, expected)
+    together = pipelines.latents(plain, NAME, generator=seeds(*numbers), **call)
+    assert (made - together).abs().max() < 1e-4
+
+
+def test_three_unguided_pictures_run_on_one_rank_and_it_is_said(
+    exact: Any, plain: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = {"prompt": [*PROMPTS, "a red circle"], "guidance_scale": 1.0, "num_inference_steps": 2}
+    with caplog.at_level(logging.WARNING, "hybridiff_compile"):
+        made = pipelines.latents(exact, NAME, generator=seeds(1, 2, 3), **call)
+    assert "batch of 3 has no two equal halves" in caplog.text
+    assert exact.report.ranks == 1
+    assert torch.equal(made, pipelines.latents(plain, NAME, generator=seeds(1, 2, 3), **call))
+
+
+def test_paper_pipelines_no_rows_that_are_not_guided(
+    plain: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = {"prompt": PROMPTS, "guidance_scale": 1.0, "num_inference_steps": 8}
+    settings = {"mode": "paper", "tau1": 3, "k": 3}
+    with hybridiff_compile.optimize(pipelines.load(NAME), **settings) as model:
+        made = pipelines.latents(model, NAME, generator=seeds(3, 3), **call)
+        assert model.report.steps_by_phase["pipelined"] == 0
+    assert "nothing is pipelined: the 2 rows of this call are no [uncond, cond]" in caplog.text
+    expected = pipelines.latents(plain, NAME, generator=seeds(3, 3), **call)
+    assert (made - expected).abs().max() < 1e-4
+
+
+def test_calls_of_two_branches_in_turn_are_not_extrapolated(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As Wan guides: the denoiser is called twice a step, each time with a batch of its own."""
+    pipe = pipelines.load(NAME)
+    kind = type(pipe.transformer)
+
+    class Twice(kind):
+        def __call__(self, hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+            super().__call__(hidden_states=-hidden_states, **kwargs)
+            return super().__call__(hidden_states=hidden_states, **kwargs)
+
+    pipe.transformer.__class__ = Twice
+    expected = pipelines.latents(pipelines.load(NAME), NAME)
+    with hybridiff_compile.optimize(pipe, mode="hybrid", tolerance="fast") as model:
+        made = pipelines.latents(model, NAME)
+        assert model.report.steps_by_phase["forecast"] == 0
+    assert (made - expected).abs().max() < 1e-3
+    assert "several times for a step of its sampler" in caplog.text
