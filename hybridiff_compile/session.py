@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridiff_compile import lower
+from hybridiff_compile import arguments, lower
 from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
 from hybridiff_compile.capture.fingerprint import fingerprint
 from hybridiff_compile.capture.prediction import Form
@@ -98,15 +98,20 @@ class Session:
         return self._here.apart()
 
     @contextmanager
-    def run(self) -> Iterator[None]:
+    def run(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Around one call of the pipeline; calls from several threads take turns.
 
+        Args:
+            args, kwargs: of the call.
+
         Raises:
-            ConfigError: called from a callback of a call that is under way.
-            Others: see `check_call`.
+            ConfigError: called from a callback of a call that is under way, or with arguments
+                that give no picture.
+            Others: see `attach.check_call`.
         """
         if self._owner == threading.get_ident():
             raise ConfigError("the model is called from its own callback; call it after the run.")
+        arguments.check_call(self._pipe, args, kwargs)
         check_call(self._pipe, self.denoiser, self.device)
         with self._lock, self._here.random_numbers_kept(self.device):
             self._owner = threading.get_ident()

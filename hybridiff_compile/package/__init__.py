@@ -3,5 +3,6 @@
 from hybridiff_compile.package.export import export
 from hybridiff_compile.package.load import load
 from hybridiff_compile.package.manifest import Manifest, check, check_machine
+from hybridiff_compile.package.swap import tensors_of
 
-__all__ = ["Manifest", "check", "check_machine", "export", "load"]
+__all__ = ["Manifest", "check", "check_machine", "export", "load", "tensors_of"]

@@ -98,15 +98,18 @@ class Call(Record):
         return DenoiserCall(self.names, leaves, pytree.treespec_leaf())
 
 
+_Steps = Annotated[int, Field(ge=1, lt=2**31)] | None
+
+
 class Switching(Record):
     """The switching settings of `optimize`, None if not given; `Config` checks their values."""
 
-    L_slope: int | None
+    L_slope: _Steps
     eps_slope: float | None
-    k: int | None
-    tau_cap: int | None
-    tau1: int | None
-    m: int | None
+    k: _Steps
+    tau_cap: _Steps
+    tau1: _Steps
+    m: _Steps
     tolerance: float | Label | None
     estimator: Label | None
 
