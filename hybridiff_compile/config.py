@@ -244,7 +244,8 @@ class Config:
         if isinstance(self.tolerance, int | float) and self.tolerance > _MOST_TOLERANCE:
             raise ConfigError(
                 f"tolerance={self.tolerance!r} lets steps be wrong by more than "
-                f"{_MOST_TOLERANCE:g} times the prediction; pass a smaller one: 'fast' is {TOLERANCES['fast'][0]}."
+                f"{_MOST_TOLERANCE:g} times the prediction; pass a smaller one ('fast' is "
+                f"{TOLERANCES['fast'][0]:g})."
             )
 
     def given(self) -> dict[str, int | float | str]:

@@ -113,7 +113,7 @@ def export(session: Session, folder: Path, kind: Literal["aot", "onnx"]) -> None
             switching=manifest.Switching(**given),
             ranks=manifest.RANKS,
             calls=tuple(_call(signature, entry) for signature, entry in entries.items()),
-            strides=_strides(tensors),
+            strides={name: dense_stride(tensor) for name, tensor in tensors.items()},
             constants=tuple(name for name in tensors if name not in own),
             files=manifest.digests(partial),
         )
@@ -169,11 +169,6 @@ def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         plain[name] = data.clone() if data.data_ptr() in seen else data
         seen.add(data.data_ptr())
     return plain
-
-
-def _strides(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """Strides of the weights that are not contiguous, as they are without gaps."""
-    return {n: dense_stride(t) for n, t in tensors.items() if not t.is_contiguous()}
 
 
 def _call(signature: Signature, entry: Entry) -> manifest.Call:

@@ -170,20 +170,29 @@ def _stored(file: Path, made: manifest.Manifest) -> dict[str, torch.Tensor]:
         stored = load_file(file)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as e:
         raise PackageError(f"{file}: it holds no weights ({str(e)[:100]}); {_FIX}") from e
-    for name in (*made.strides, *made.constants):
-        if name not in stored:
-            raise PackageError(f"{file}: it has no {name}, which the manifest names; {_FIX}")
+    for name in stored.keys() ^ made.strides.keys() | set(made.constants) - stored.keys():
+        lacks = f"the manifest has no {name}" if name in stored else f"it has no {name}"
+        raise PackageError(f"{file}: {lacks}; {_FIX}")
     for name, stride in made.strides.items():
         tensor = stored[name]
-        like = torch.empty_strided(tensor.shape, stride[: tensor.dim()], device="meta")
-        if len(stride) != tensor.dim() or dense_stride(like) != stride:
+        if not _fills(tensor.shape, stride):
             raise PackageError(
                 f"{file.with_name(manifest.MANIFEST)}: strides.{name} {stride}: a tensor of shape "
                 f"{tuple(tensor.shape)} does not fill its memory so; {_FIX}"
             )
-        dense = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype)
-        stored[name] = dense.copy_(tensor)
+        if stride != tensor.stride():
+            dense = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype)
+            stored[name] = dense.copy_(tensor)
     return stored
+
+
+def _fills(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether a tensor of those strides has no gaps and no overlap."""
+    try:
+        schema.check_layout(shape, stride)
+    except ValueError:
+        return False
+    return dense_stride(torch.empty_strided(shape, stride, device="meta")) == stride
 
 
 def _check_weights(

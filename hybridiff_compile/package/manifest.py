@@ -127,7 +127,7 @@ class Manifest(Record):
         mode, switching: of the run, as given to `optimize`.
         ranks: number of ranks; rank r's programs are in `rank<r>.json`.
         calls: the signatures that it serves.
-        strides: by name, of the weights that are not contiguous: the stages read them so.
+        strides: of every weight, by name, as the stages read it; the file has them contiguous.
         constants: names of the weights that are the graphs' own, not the denoiser's.
         files: sha256 by name of every other file.
     """

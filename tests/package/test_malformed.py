@@ -50,7 +50,7 @@ def refused(copy: Path, pipe: Any, temporary: Path) -> Iterator[Callable[[], str
 
     def load() -> str:
         with pytest.raises(PackageError) as e:
-            hybridiff_compile.load(copy, pipe)
+            hybridiff_compile.load(copy, pipe).close()
         assert e.value.__class__ is PackageError
         assert str(copy) in str(e.value)  # the file, or the folder of two that disagree
         assert len(str(e.value)) < 1000
@@ -132,14 +132,15 @@ def mutations(data: Any, seed: int) -> Iterator[tuple[Place, Any]]:
 def test_every_field_that_is_changed_is_refused(
     name: str, copy: Path, rewrite: Rewrite, refused: Callable[[], str]
 ) -> None:
-    data, count = json.loads((copy / name).read_text()), 0
+    data, count, wrong = json.loads((copy / name).read_text()), 0, []
     for at, changed in mutations(data, seed=0):
         rewrite(name, json.dumps(changed).encode())
+        count += 1
         try:
             refused()
         except BaseException as e:
-            raise AssertionError(f"{name} {at}: {get(data, at)!r:.60}") from e
-        count += 1
+            wrong.append(f"{'.'.join(map(str, at))}: {type(e).__name__} {str(e)[:200]}")
+    assert not wrong, "\n".join([f"{len(wrong)} of {count}", *wrong])
     assert count > 300
 
 
@@ -158,7 +159,7 @@ def test_every_field_that_is_changed_is_refused(
         (b"null", ""),
         (b'"' + b"x" * 100_000 + b'"', ""),
     ],
-    ids=lambda value: value[:10] if isinstance(value, bytes) else "",
+    ids=lambda value: ascii(value[:6]) if isinstance(value, bytes) else "",
 )
 def test_file_that_holds_something_else_is_refused(
     name: str, text: bytes, says: str, copy: Path, rewrite: Rewrite, refused: Callable[[], str]
@@ -242,8 +243,8 @@ def args(*items: Any) -> Any:
         (MANIFEST, at("calls.0.leaves.0.shape", [2**30] * 2 + [16] * 2), "more than"),
         (MANIFEST, at("calls.0.rows.hidden_states", 9), "no dimension 9 that can be halved"),
         (MANIFEST, at("calls.0.answer_leaves.0.0", 5), "prediction is"),
-        (MANIFEST, at("strides", {"proj_out.weight": [1, 2]}), "does not fill its memory so"),
-        (MANIFEST, at("strides", {"nothing": [1]}), "it has no nothing"),
+        (MANIFEST, at("strides.pos_embed", [1, 2]), "it has no pos_embed"),
+        (MANIFEST, at("strides", {}), "the manifest has no "),
         (MANIFEST, at("constants", ["nothing"]), "it has no nothing"),
         # What ranks and phases hand each other.
         ("rank0.json", edit("recv_eps_c", name="stamp"), "another node has its name"),
@@ -334,7 +335,9 @@ def test_call_that_is_there_twice_is_refused(
     assert "calls.1 is there twice" in refused()
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"\xff" * 100, bytes([255] * 7 + [127]) + b"{}"])
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"\xff" * 100, bytes([255] * 7 + [127]) + b"{}"], ids=len
+)
 def test_weights_that_are_none_are_refused(
     data: bytes, rewrite: Rewrite, refused: Callable[[], str]
 ) -> None:
