@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hybridiff_compile import placing, worker
+from hybridiff_compile.arguments import check_flag, check_path
 from hybridiff_compile.config import (
     TRANSFORMER_SWITCHING,
     UNET_SWITCHING,
@@ -137,13 +138,19 @@ def export(
         progress: show on a terminal what is being done.
 
     Raises:
-        ConfigError: unknown format, a mode that is not packaged, or there is nothing to export.
+        ConfigError: unknown format, a mode that is not packaged, no path, or there is nothing to
+            export.
         PackageError: the folder exists or cannot be written.
         BackendError: a package that the format needs is missing.
     """
     from hybridiff_compile import package
 
-    session = model.session()
+    if not isinstance(model, Model):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; pass the model that optimize(pipe) returned."
+        )
+    session, folder = model.session(), check_path("folder", folder)
+    check_flag("progress", progress)
     if format not in ("aot", "onnx"):
         raise ConfigError(f"format={format!r} is unknown; choose one of aot, onnx.")
     if session.config.lowering.backend == "aot":
@@ -155,14 +162,15 @@ def export(
     if not session.entries:
         raise ConfigError(f"there is nothing to export: {session.lacks}")
     with shown(session, progress), one_compiler:
-        package.export(session, Path(folder), format)
+        package.export(session, folder, format)
 
 
 def load(folder: str | Path, pipe: Any) -> Model:
     """Let two ranks make a pipeline's pictures by the compiled programs of a package.
 
     Nothing is traced, compiled or unpickled. The weights of the pipeline's denoiser become those of
-    the package, and stay so after `restore()`; every other part of the pipeline is used as it is.
+    the package until `restore()`, which gives its own back; a warning says so if they differ. Every
+    other part of the pipeline is used as it is. A package holds machine code: load those you trust.
 
     Args:
         folder: that `export` wrote with format "aot".
@@ -172,15 +180,18 @@ def load(folder: str | Path, pipe: Any) -> Model:
         A model, as from `optimize`; it refuses calls of a shape that was not exported.
 
     Raises:
-        PackageError: a file is missing or changed, or the package was made for another torch,
-            device or pipeline; the message names it.
+        ConfigError: `folder` is no path.
+        UnsupportedPipelineError: the pipeline has no denoiser, or one without plain weights.
+        PackageError: a file is missing, changed or not as `export` writes it, or the package was
+            made for another torch, device or pipeline; the message names it.
         WorkerError: the worker did not start.
     """
     from hybridiff_compile import package
 
-    folder = Path(folder).resolve()
+    folder = check_path("folder", folder).resolve()
     manifest = package.check(folder)
     denoiser, family = find_denoiser(pipe)
+    package.tensors_of(denoiser)  # or says why they are no plain weights
     device = device_of(denoiser)
     if manifest.format != "aot":
         raise PackageError(
@@ -193,13 +204,13 @@ def load(folder: str | Path, pipe: Any) -> Model:
             gpus=manifest.ranks,
             mode=manifest.mode,  # pyright: ignore[reportArgumentType]
             lowering=Lowering("aot"),
-            **manifest.switching,
+            **manifest.switching.model_dump(),
         )
-    except (ConfigError, TypeError) as e:
+    except ConfigError as e:
         raise PackageError(f"the manifest of {folder} is not as it was exported: {e}") from e
     start = _start(placing.ranks(device, config.gpus))
-    entries = partial(package.entries, folder, manifest, denoiser)
-    return Model(pipe, Session(pipe, denoiser, config, family, start, entries))
+    packaged = partial(package.load, folder, manifest, denoiser)
+    return Model(pipe, Session(pipe, denoiser, config, family, start, packaged))
 
 
 def _start(ranks: Sequence[torch.device]) -> fleet.Start:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,6 +104,9 @@ Switching = SwitchSettings | Pinned | Controlled | None
 _M = 4
 #: Named tolerances, and the m that goes with each; README says what they were seen to give, in dB.
 TOLERANCES = {"fine": (0.15, _M), "balanced": (0.4, _M), "fast": (0.8, 6)}
+
+# An extrapolated step as large as this times the prediction has nothing of it left.
+_MOST_TOLERANCE = 10.0
 
 #: First and last steps that this project's own phases leave alone in a run that is long enough.
 _FIRST, _LAST = 6, 4
@@ -237,6 +241,12 @@ class Config:
             _check_choice("estimator", self.estimator, get_args(Estimator))
         for name in ("eps_slope", "tolerance"):
             _check_positive(name, getattr(self, name))
+        if isinstance(self.tolerance, int | float) and self.tolerance > _MOST_TOLERANCE:
+            raise ConfigError(
+                f"tolerance={self.tolerance!r} lets steps be wrong by more than "
+                f"{_MOST_TOLERANCE:g} times the prediction; pass a smaller one ('fast' is "
+                f"{TOLERANCES['fast'][0]:g})."
+            )
 
     def given(self) -> dict[str, int | float | str]:
         """The switching settings that were given, by name."""
@@ -284,9 +294,9 @@ def _check_positive(name: str, value: float | str | None) -> None:
     if name == "tolerance" and isinstance(value, str):
         _check_choice(name, value, tuple(TOLERANCES))
     elif value is not None and (
-        isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
+        isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
     ):
-        raise ConfigError(f"{name}={value!r} must be above 0, as an int or float.")
+        raise ConfigError(f"{name}={value!r} must be above 0 and finite, as an int or float.")
 
 
 def _check_end(name: str, start: int, k: int, steps: int, whose: str) -> None:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from hybridiff_compile import verification
+from hybridiff_compile.arguments import check_flag
 from hybridiff_compile.errors import ClosedError, HybridiffError
 from hybridiff_compile.ir import Phase, StepProgram
 from hybridiff_compile.runtime.report import RunReport
@@ -38,6 +39,10 @@ class Model:
             call: keywords of the later calls that shape the denoiser's inputs, such as `height`,
                 `width`, `num_images_per_prompt`, `guidance_scale`; a prompt is not needed. In
                 mode="paper" also `num_inference_steps`, which its schedule is checked against.
+
+        Raises:
+            ConfigError: `progress` is no bool, or an argument gives no picture.
+            Others: the pipeline's own, of its arguments; and what capturing and compiling raise.
         """
         session = self.session()
         if "prompt_embeds" not in call:
@@ -118,6 +123,7 @@ class Model:
             session = self.session()  # another thread may have restored it meanwhile
             session.attachment.detach()
             session.close()
+            session.give_back()
             self._session = None
         return self.pipe
 
@@ -151,7 +157,12 @@ class Model:
 
 @contextmanager
 def shown(session: Session, wanted: bool) -> Iterator[None]:
-    """Show on a terminal what the session is doing, and for how long."""
+    """Show on a terminal what the session is doing, and for how long.
+
+    Raises:
+        ConfigError: `wanted` is neither True nor False.
+    """
+    check_flag("progress", wanted)
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridiff_compile import lower
+from hybridiff_compile import arguments, lower
 from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
 from hybridiff_compile.capture.fingerprint import fingerprint
 from hybridiff_compile.capture.prediction import Form
@@ -39,6 +39,9 @@ from hybridiff_compile.ways import AsItIs, Asked, Way, Ways, check_doubled
 
 logger = logging.getLogger(__name__)
 
+#: A package's programs by call, and what gives the denoiser its own weights back.
+Packaged = tuple[Mapping[Signature, Entry], Callable[[], None]]
+
 
 class Session:
     """Serves the denoiser calls of one pipeline."""
@@ -50,10 +53,12 @@ class Session:
         config: Config,
         family: SwitchSettings,
         start: Start,
-        packaged: Callable[[], Mapping[Signature, Entry]] | None = None,
+        packaged: Callable[[], Packaged] | None = None,
     ) -> None:
         self.report: RunReport | None = None
         self.tell: Callable[[str], None] = logger.info
+        #: Undoes what a package did to the denoiser's weights, once nothing is attached.
+        self.give_back: Callable[[], None] = lambda: None
         self._here = Here()
         self._pipe, self.denoiser, self.config, self._family = pipe, denoiser, config, family
         self._start, self._packaged = start, packaged is not None
@@ -72,11 +77,13 @@ class Session:
         self.attachment = Attachment(pipe, denoiser, self.run, self.denoise)
         try:
             if packaged is not None:  # now that nothing stands in the way: it writes the weights
-                self._ways.add(packaged())
+                entries, self.give_back = packaged()
+                self._ways.add(entries)
             if config.gpus > 1:
                 self._connect()
         except BaseException:
             self.attachment.detach()
+            self.give_back()
             raise
 
     def dry(self) -> AbstractContextManager[None]:
@@ -88,15 +95,20 @@ class Session:
         return self._here.apart()
 
     @contextmanager
-    def run(self) -> Iterator[None]:
+    def run(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Around one call of the pipeline; calls from several threads take turns.
 
+        Args:
+            args, kwargs: of the call.
+
         Raises:
-            ConfigError: called from a callback of a call that is under way.
-            Others: see `check_call`.
+            ConfigError: called from a callback of a call that is under way, or with arguments
+                that give no picture.
+            Others: see `attach.check_call`.
         """
         if self._owner == threading.get_ident():
             raise ConfigError("the model is called from its own callback; call it after the run.")
+        arguments.check_call(self._pipe, args, kwargs)
         check_call(self._pipe, self.denoiser, self.device)
         with self._lock, self._here.random_numbers_kept(self.device):
             self._owner = threading.get_ident()

@@ -68,6 +68,8 @@ def check_call(pipe: Any, denoiser: nn.Module, device: torch.device) -> None:
 class Attachment:
     """Routes a pipeline's denoiser calls through `intercept`, and its calls through `around`.
 
+    `around` is given the arguments of a call of the pipeline, `intercept` those of the denoiser.
+
     The denoiser gets a `forward` of its own; the pipeline becomes an instance of a subclass of its
     class, with the same name, that only wraps `__call__`. `detach` undoes both. Deep copies
     of either behave as if nothing had been attached.
@@ -77,7 +79,7 @@ class Attachment:
         self,
         pipe: Any,
         denoiser: nn.Module,
-        around: Callable[[], AbstractContextManager[None]],
+        around: Callable[..., AbstractContextManager[None]],
         intercept: Intercept,
     ) -> None:
         """Attach.
@@ -151,14 +153,14 @@ def _forward(denoiser: nn.Module, intercept: Intercept) -> types.MethodType:
     return types.MethodType(forward, denoiser)
 
 
-def _subclass(pipe: Any, around: Callable[[], AbstractContextManager[None]]) -> type:
+def _subclass(pipe: Any, around: Callable[..., AbstractContextManager[None]]) -> type:
     base = type(pipe)
 
     @functools.wraps(base.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self is not pipe:  # a copy
             return base.__call__(self, *args, **kwargs)
-        with around():
+        with around(*args, **kwargs):
             return base.__call__(self, *args, **kwargs)
 
     # Saving a pipeline and many checks go by these names.
