@@ -103,7 +103,7 @@ def load(stage: Packaged, device: torch.device) -> Compiled:
 
 
 def _runner(library: Path, device: torch.device) -> Any:
-    from torch._C import _aoti  # pyright: ignore[reportMissingModuleSource]
+    from torch._C import _aoti  # pyright: ignore[reportAttributeAccessIssue]
 
     if device.type == "cpu":
         return _aoti.AOTIModelContainerRunnerCpu(str(library), 1)

@@ -22,7 +22,8 @@ class _Tree(Record):
 
 
 _TREE = TypeAdapter(tuple[Literal[1], _Tree])
-_KEYS = TypeAdapter(Annotated[list[Label], Field(max_length=1000)] | None)
+_Keys = Annotated[list[Label], Field(max_length=1000)]
+_KEYS: TypeAdapter[list[str] | None] = TypeAdapter(_Keys | None)  # pyright: ignore[reportOperatorIssue]
 
 
 def form(text: str, leaves: Sequence[tuple[int, ...] | None]) -> Form:

@@ -148,6 +148,7 @@ def check_results(
             for name in results:
                 value = _returned(program).get(name)
                 _only_tensors([value])
+                assert value is not None
                 if not value[0] or value[0][1:] != row:
                     raise ValueError(f"{phase.name}: result {name} is {_shown(value)} by rows")
                 counts.add(value[0][0] * (2 if phase in GUIDED else 1))
