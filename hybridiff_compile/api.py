@@ -31,6 +31,7 @@ from hybridiff_compile.lower import tensorrt
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.model import Model, shown
 from hybridiff_compile.runtime import attach, fleet, torchrun
+from hybridiff_compile.runtime.pulse import DEADLINE
 from hybridiff_compile.session import Session
 
 
@@ -52,6 +53,7 @@ def optimize(
     tolerance: float | str | None = None,
     estimator: Estimator | None = None,
     dump: str | Path | None = None,
+    deadline: float = DEADLINE,
 ) -> Model:
     """Let several ranks make the pictures of a diffusers pipeline.
 
@@ -85,6 +87,9 @@ def optimize(
             GPU named twice serves both ranks: slow, to check results only.
         dump: folder for the programs before and after each pass, a folder in it for each shape of
             call.
+        deadline: seconds without a sign of life after which a call gives the other rank up, as
+            when it was stopped or swapped out. One that works answers meanwhile: it may work at one
+            step 20 times as long, and compile 120 times as long.
 
     Returns:
         A model to call like the pipeline; the pipeline itself does the same until `restore()`.
@@ -108,6 +113,7 @@ def optimize(
         tolerance=tolerance,
         estimator=estimator,
         dump=check_folder(dump),
+        deadline=deadline,
     )
     if backend == "aot":
         raise ConfigError("backend='aot' reads a package; call load(folder, pipe) instead.")
@@ -115,7 +121,7 @@ def optimize(
     device = device_of(denoiser)
     if backend == "tensorrt":
         tensorrt.check(device)
-    start = _start(placing.ranks(device, gpus, devices))
+    start = _start(placing.ranks(device, gpus, devices), deadline)
     return Model(pipe, Session(pipe, denoiser, config, family, start))
 
 
@@ -158,7 +164,7 @@ def export(
         package.export(session, Path(folder), format)
 
 
-def load(folder: str | Path, pipe: Any) -> Model:
+def load(folder: str | Path, pipe: Any, *, deadline: float = DEADLINE) -> Model:
     """Let two ranks make a pipeline's pictures by the compiled programs of a package.
 
     Nothing is traced, compiled or unpickled. The weights of the pipeline's denoiser become those of
@@ -167,6 +173,7 @@ def load(folder: str | Path, pipe: Any) -> Model:
     Args:
         folder: that `export` wrote with format "aot".
         pipe: as for `optimize`; a pipeline of the kind that was exported.
+        deadline: as for `optimize`.
 
     Returns:
         A model, as from `optimize`; it refuses calls of a shape that was not exported.
@@ -193,23 +200,24 @@ def load(folder: str | Path, pipe: Any) -> Model:
             gpus=manifest.ranks,
             mode=manifest.mode,  # pyright: ignore[reportArgumentType]
             lowering=Lowering("aot"),
+            deadline=deadline,
             **manifest.switching,
         )
     except (ConfigError, TypeError) as e:
         raise PackageError(f"the manifest of {folder} is not as it was exported: {e}") from e
-    start = _start(placing.ranks(device, config.gpus))
+    start = _start(placing.ranks(device, config.gpus), deadline)
     entries = partial(package.entries, folder, manifest, denoiser)
     return Model(pipe, Session(pipe, denoiser, config, family, start, entries))
 
 
-def _start(ranks: Sequence[torch.device]) -> fleet.Start:
+def _start(ranks: Sequence[torch.device], deadline: float) -> fleet.Start:
     """How the other rank is started; under torchrun, a rank other than 0 serves here and exits."""
     device, *peers = ranks
     if torchrun.rank() > 0:
-        _serve(device)
+        _serve(device, deadline)
     if torchrun.world_size() > 1:
-        return partial(torchrun.drive, device)
-    return partial(fleet.start, device, *peers)
+        return partial(torchrun.drive, device, deadline=deadline)
+    return partial(fleet.start, device, *peers, deadline=deadline)
 
 
 def find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
@@ -239,9 +247,9 @@ def find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
     return denoiser, families[name]
 
 
-def _serve(device: torch.device) -> None:
+def _serve(device: torch.device, deadline: float) -> None:
     """Under torchrun, on a rank other than 0: serve the driver, then end this process."""
-    connection, store = torchrun.join()
+    connection, store = torchrun.join(deadline)
     rank, size = torchrun.rank(), torchrun.world_size()
-    worker.serve(connection, store, rank, size, device, torchrun.is_one_host())
+    worker.serve(connection, store, rank, size, device, torchrun.is_one_host(), deadline)
     sys.exit(0)
