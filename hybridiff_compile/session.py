@@ -96,8 +96,7 @@ class Session:
             ClosedError: in a fork of the process that the worker serves.
             Others: see `check_call`.
         """
-        if self._is_forked:
-            raise forked(self._pid)
+        self._check_fork()
         if self._owner == threading.get_ident():
             raise ConfigError("the model is called from its own callback; call it after the run.")
         check_call(self._pipe, self.denoiser, self.device)
@@ -131,6 +130,10 @@ class Session:
         free = self._is_forked or self._owner == threading.get_ident()
         with nullcontext() if free else self._lock:
             yield
+
+    def _check_fork(self) -> None:
+        if self._is_forked:
+            raise forked(self._pid)
 
     @property
     def _is_forked(self) -> bool:
@@ -256,6 +259,7 @@ class Session:
 
     def _connect(self) -> Driver:
         """The driver of a worker that is there: a new one if the last one is gone."""
+        self._check_fork()
         if self._driver is None or not self._driver.fleet.is_open:
             self._weights = None
             self._driver = Driver(self._start(self._get_ready), self.device)
