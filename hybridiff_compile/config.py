@@ -189,6 +189,7 @@ class Config:
         m, estimator: as in `Pinned` and `Controlled`.
         tolerance: as in `Controlled`, or one of TOLERANCES, which may come with its own m.
         dump: folder for the programs before and after each pass; None writes nothing.
+        deadline: seconds without a sign of life after which the other rank is given up.
     """
 
     gpus: int = 2
@@ -203,6 +204,7 @@ class Config:
     tolerance: float | str | None = None
     estimator: Estimator | None = None
     dump: Path | None = None
+    deadline: float = 30.0
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a value that no run could accept."""
@@ -221,6 +223,10 @@ class Config:
                 f"mode={self.mode!r} pipelines two ranks; pass gpus=2, or another mode."
             )
         self._check_switching()
+        if type(self.deadline) not in (int, float) or not 0.5 <= self.deadline <= 86_400:
+            raise ConfigError(
+                f"deadline={self.deadline!r} must be 0.5 to 86400 seconds, as an int or float."
+            )
 
     def _check_switching(self) -> None:
         for name, value in self.given().items():

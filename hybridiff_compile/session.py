@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,7 +33,7 @@ from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.runtime import memory, messages, traffic, weights
 from hybridiff_compile.runtime.attach import Attachment, check_call
 from hybridiff_compile.runtime.driver import Driver, one_thread
-from hybridiff_compile.runtime.fleet import Start
+from hybridiff_compile.runtime.fleet import Start, forked
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.runtime.run import Run
 from hybridiff_compile.ways import AsItIs, Asked, Way, Ways, check_doubled
@@ -71,7 +72,7 @@ class Session:
         self._said: set[str] = set()
         self._to_trim = False
         self._be_ready: Callable[[], None] = lambda: None
-        self._lock = threading.Lock()
+        self._lock, self._pid = threading.Lock(), os.getpid()
         self._parameters = tuple(inspect.signature(denoiser.forward).parameters)
         self.device = device_of(denoiser)
         self.attachment = Attachment(pipe, denoiser, self.run, self.denoise)
@@ -104,8 +105,10 @@ class Session:
         Raises:
             ConfigError: called from a callback of a call that is under way, or with arguments
                 that give no picture.
+            ClosedError: in a fork of the process that the worker serves.
             Others: see `attach.check_call`.
         """
+        self._check_fork()
         if self._owner == threading.get_ident():
             raise ConfigError("the model is called from its own callback; call it after the run.")
         arguments.check_call(self._pipe, args, kwargs)
@@ -136,8 +139,19 @@ class Session:
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Within this, no call of another thread is under way; one of this thread may be."""
-        with nullcontext() if self._owner == threading.get_ident() else self._lock:
+        # In a forked child the lock may be held by a thread that is not there.
+        free = self._is_forked or self._owner == threading.get_ident()
+        with nullcontext() if free else self._lock:
             yield
+
+    def _check_fork(self) -> None:
+        if self._is_forked:
+            raise forked(self._pid)
+
+    @property
+    def _is_forked(self) -> bool:
+        """Whether this process is a fork of the one whose worker it is."""
+        return self.config.gpus > 1 and os.getpid() != self._pid
 
     def denoise(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -259,6 +273,7 @@ class Session:
 
     def _connect(self) -> Driver:
         """The driver of a worker that is there: a new one if the last one is gone."""
+        self._check_fork()
         if self._driver is None or not self._driver.fleet.is_open:
             self._weights = None
             self._driver = Driver(self._start(self._get_ready), self.device)

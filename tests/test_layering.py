@@ -14,7 +14,7 @@ PACKAGE = "hybridiff_compile"
 #: What each part may import of the package, itself apart. The four in the middle never meet.
 MIDDLE = {"capture", "passes", "lower", "runtime"}
 GROUND = {"config", "errors"}
-TYPES = {"ir", "ops", "layout"}
+TYPES = {"ir", "links", "ops", "layout"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
