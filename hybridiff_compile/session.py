@@ -36,7 +36,7 @@ from hybridiff_compile.runtime.driver import Driver, one_thread
 from hybridiff_compile.runtime.fleet import Start, forked
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.runtime.run import Run
-from hybridiff_compile.ways import AsItIs, Asked, Way, Ways, check_doubled
+from hybridiff_compile.ways import AsItIs, Asked, Way, Ways, check_doubled, uneven
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +166,9 @@ class Session:
             raise Prepared
         if self.config.mode == "asyncdiff" and not run.index:
             check_doubled(self._pipe, call)
+        switching = None
+        if not (run.done or self._here.is_apart or uneven(call)):  # before anything is traced
+            switching = self.config.switching(self._family, self._num_steps())
         way, answer = self._way(call, lambda: forward(*args, **kwargs))
         if isinstance(way, AsItIs):
             if self._here.is_dry:
@@ -175,9 +178,7 @@ class Session:
             run.unguided += 1
             return forward(*args, **kwargs) if answer is None else answer
         if not run.done:
-            steps = self._num_steps()
-            switching = None if self._here.is_apart else self.config.switching(self._family, steps)
-            run.begin(switching, self._pipe, steps)
+            run.begin(switching, self._pipe, self._num_steps())
         if self._here.is_dry:
             raise Prepared
         if isinstance(way, Entry):

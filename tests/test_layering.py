@@ -13,10 +13,11 @@ PACKAGE = "hybridiff_compile"
 
 #: What each part may import of the package, itself apart. The four in the middle never meet.
 MIDDLE = {"capture", "passes", "lower", "runtime"}
-GROUND = {"config", "errors"}
+GROUND = {"config", "errors", "arguments"}
 TYPES = {"ir", "links", "ops", "layout"}
 ALLOWED = {
     "errors": set(),
+    "arguments": {"errors"},
     "config": {"errors"},
     **{name: GROUND | TYPES for name in TYPES},
     "debug": GROUND | TYPES,

@@ -21,7 +21,7 @@ pipe, plain = pipelines.load("tiny-sd3"), pipelines.load("tiny-sd3")
 model = hybridiff_compile.optimize(pipe)
 made = pipelines.latents(model, "tiny-sd3", num_inference_steps=4)
 model.restore()
-again = hybridiff_compile.optimize(pipe, mode="paper", tau1=1, k=2)
+again = hybridiff_compile.optimize(pipe, mode="paper", tau1=2, k=2)
 pipelines.latents(again, "tiny-sd3", num_inference_steps=4)
 print("phases", again.report.steps_by_phase, flush=True)
 with branches_apart(plain.transformer):
