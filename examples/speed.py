@@ -194,8 +194,8 @@ def memory(ranks: int, width: int | None) -> None:
     model: Any
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
         step_seconds(model, name)
-        model._session._driver.traffic()  # rank 1 has trimmed after its first steps by then
-        worker = model._session._driver.fleet._process.pid
+        model._session.ranks.driver.traffic()  # rank 1 has trimmed after its first steps by then
+        worker = model._session.ranks.driver.fleet._process.pid
         print(megabytes("self") + megabytes(worker), weights)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hybridiff_compile import placing, worker
+from hybridiff_compile.arguments import check_flag, check_path
 from hybridiff_compile.config import (
     TRANSFORMER_SWITCHING,
     UNET_SWITCHING,
@@ -31,6 +32,7 @@ from hybridiff_compile.lower import tensorrt
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.model import Model, shown
 from hybridiff_compile.runtime import attach, fleet, torchrun
+from hybridiff_compile.runtime.pulse import DEADLINE
 from hybridiff_compile.session import Session
 
 
@@ -52,6 +54,7 @@ def optimize(
     tolerance: float | str | None = None,
     estimator: Estimator | None = None,
     dump: str | Path | None = None,
+    deadline: float = DEADLINE,
 ) -> Model:
     """Let several ranks make the pictures of a diffusers pipeline.
 
@@ -85,6 +88,9 @@ def optimize(
             GPU named twice serves both ranks: slow, to check results only.
         dump: folder for the programs before and after each pass, a folder in it for each shape of
             call.
+        deadline: seconds without a sign of life after which a call gives the other rank up, as
+            when it was stopped or swapped out. One that works answers meanwhile: it may work at one
+            step 20 times as long, and compile 120 times as long.
 
     Returns:
         A model to call like the pipeline; the pipeline itself does the same until `restore()`.
@@ -108,6 +114,7 @@ def optimize(
         tolerance=tolerance,
         estimator=estimator,
         dump=check_folder(dump),
+        deadline=deadline,
     )
     if backend == "aot":
         raise ConfigError("backend='aot' reads a package; call load(folder, pipe) instead.")
@@ -115,7 +122,7 @@ def optimize(
     device = device_of(denoiser)
     if backend == "tensorrt":
         tensorrt.check(device)
-    start = _start(placing.ranks(device, gpus, devices))
+    start = _start(placing.ranks(device, gpus, devices), deadline)
     return Model(pipe, Session(pipe, denoiser, config, family, start))
 
 
@@ -137,13 +144,19 @@ def export(
         progress: show on a terminal what is being done.
 
     Raises:
-        ConfigError: unknown format, a mode that is not packaged, or there is nothing to export.
+        ConfigError: unknown format, a mode that is not packaged, no path, or there is nothing to
+            export.
         PackageError: the folder exists or cannot be written.
         BackendError: a package that the format needs is missing.
     """
     from hybridiff_compile import package
 
-    session = model.session()
+    if not isinstance(model, Model):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; pass the model that optimize(pipe) returned."
+        )
+    session, folder = model.session(), check_path("folder", folder)
+    check_flag("progress", progress)
     if format not in ("aot", "onnx"):
         raise ConfigError(f"format={format!r} is unknown; choose one of aot, onnx.")
     if session.config.lowering.backend == "aot":
@@ -155,32 +168,37 @@ def export(
     if not session.entries:
         raise ConfigError(f"there is nothing to export: {session.lacks}")
     with shown(session, progress), one_compiler:
-        package.export(session, Path(folder), format)
+        package.export(session, folder, format)
 
 
-def load(folder: str | Path, pipe: Any) -> Model:
+def load(folder: str | Path, pipe: Any, *, deadline: float = DEADLINE) -> Model:
     """Let two ranks make a pipeline's pictures by the compiled programs of a package.
 
     Nothing is traced, compiled or unpickled. The weights of the pipeline's denoiser become those of
-    the package, and stay so after `restore()`; every other part of the pipeline is used as it is.
+    the package until `restore()`, which gives its own back; a warning says so if they differ. Every
+    other part of the pipeline is used as it is. A package holds machine code: load those you trust.
 
     Args:
         folder: that `export` wrote with format "aot".
         pipe: as for `optimize`; a pipeline of the kind that was exported.
+        deadline: as for `optimize`.
 
     Returns:
         A model, as from `optimize`; it refuses calls of a shape that was not exported.
 
     Raises:
-        PackageError: a file is missing or changed, or the package was made for another torch,
-            device or pipeline; the message names it.
+        ConfigError: `folder` is no path.
+        UnsupportedPipelineError: the pipeline has no denoiser, or one without plain weights.
+        PackageError: a file is missing, changed or not as `export` writes it, or the package was
+            made for another torch, device or pipeline; the message names it.
         WorkerError: the worker did not start.
     """
     from hybridiff_compile import package
 
-    folder = Path(folder).resolve()
+    folder = check_path("folder", folder).resolve()
     manifest = package.check(folder)
     denoiser, family = find_denoiser(pipe)
+    package.tensors_of(denoiser)  # or says why they are no plain weights
     device = device_of(denoiser)
     if manifest.format != "aot":
         raise PackageError(
@@ -193,23 +211,24 @@ def load(folder: str | Path, pipe: Any) -> Model:
             gpus=manifest.ranks,
             mode=manifest.mode,  # pyright: ignore[reportArgumentType]
             lowering=Lowering("aot"),
-            **manifest.switching,
+            deadline=deadline,
+            **manifest.switching.model_dump(),
         )
-    except (ConfigError, TypeError) as e:
+    except ConfigError as e:
         raise PackageError(f"the manifest of {folder} is not as it was exported: {e}") from e
-    start = _start(placing.ranks(device, config.gpus))
-    entries = partial(package.entries, folder, manifest, denoiser)
-    return Model(pipe, Session(pipe, denoiser, config, family, start, entries))
+    start = _start(placing.ranks(device, config.gpus), deadline)
+    packaged = partial(package.load, folder, manifest, denoiser)
+    return Model(pipe, Session(pipe, denoiser, config, family, start, packaged))
 
 
-def _start(ranks: Sequence[torch.device]) -> fleet.Start:
+def _start(ranks: Sequence[torch.device], deadline: float) -> fleet.Start:
     """How the other rank is started; under torchrun, a rank other than 0 serves here and exits."""
     device, *peers = ranks
     if torchrun.rank() > 0:
-        _serve(device)
+        _serve(device, deadline)
     if torchrun.world_size() > 1:
-        return partial(torchrun.drive, device)
-    return partial(fleet.start, device, *peers)
+        return partial(torchrun.drive, device, deadline=deadline)
+    return partial(fleet.start, device, *peers, deadline=deadline)
 
 
 def find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
@@ -224,9 +243,9 @@ def find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
     return denoiser, families[name]
 
 
-def _serve(device: torch.device) -> None:
+def _serve(device: torch.device, deadline: float) -> None:
     """Under torchrun, on a rank other than 0: serve the driver, then end this process."""
-    connection, store = torchrun.join()
+    connection, store = torchrun.join(deadline)
     rank, size = torchrun.rank(), torchrun.world_size()
-    worker.serve(connection, store, rank, size, device, torchrun.is_one_host())
+    worker.serve(connection, store, rank, size, device, torchrun.is_one_host(), deadline)
     sys.exit(0)

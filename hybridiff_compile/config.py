@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,6 +105,9 @@ _M = 4
 #: Named tolerances, and the m that goes with each; README says what they were seen to give, in dB.
 TOLERANCES = {"fine": (0.15, _M), "balanced": (0.4, _M), "fast": (0.8, 6)}
 
+# An extrapolated step as large as this times the prediction has nothing of it left.
+_MOST_TOLERANCE = 10.0
+
 #: First and last steps that this project's own phases leave alone in a run that is long enough.
 _FIRST, _LAST = 6, 4
 
@@ -185,6 +189,7 @@ class Config:
         m, estimator: as in `Pinned` and `Controlled`.
         tolerance: as in `Controlled`, or one of TOLERANCES, which may come with its own m.
         dump: folder for the programs before and after each pass; None writes nothing.
+        deadline: seconds without a sign of life after which the other rank is given up.
     """
 
     gpus: int = 2
@@ -199,6 +204,7 @@ class Config:
     tolerance: float | str | None = None
     estimator: Estimator | None = None
     dump: Path | None = None
+    deadline: float = 30.0
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a value that no run could accept."""
@@ -217,6 +223,10 @@ class Config:
                 f"mode={self.mode!r} pipelines two ranks; pass gpus=2, or another mode."
             )
         self._check_switching()
+        if type(self.deadline) not in (int, float) or not 0.5 <= self.deadline <= 86_400:
+            raise ConfigError(
+                f"deadline={self.deadline!r} must be 0.5 to 86400 seconds, as an int or float."
+            )
 
     def _check_switching(self) -> None:
         for name, value in self.given().items():
@@ -237,6 +247,12 @@ class Config:
             _check_choice("estimator", self.estimator, get_args(Estimator))
         for name in ("eps_slope", "tolerance"):
             _check_positive(name, getattr(self, name))
+        if isinstance(self.tolerance, int | float) and self.tolerance > _MOST_TOLERANCE:
+            raise ConfigError(
+                f"tolerance={self.tolerance!r} lets steps be wrong by more than "
+                f"{_MOST_TOLERANCE:g} times the prediction; pass a smaller one ('fast' is "
+                f"{TOLERANCES['fast'][0]:g})."
+            )
 
     def given(self) -> dict[str, int | float | str]:
         """The switching settings that were given, by name."""
@@ -284,9 +300,9 @@ def _check_positive(name: str, value: float | str | None) -> None:
     if name == "tolerance" and isinstance(value, str):
         _check_choice(name, value, tuple(TOLERANCES))
     elif value is not None and (
-        isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
+        isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
     ):
-        raise ConfigError(f"{name}={value!r} must be above 0, as an int or float.")
+        raise ConfigError(f"{name}={value!r} must be above 0 and finite, as an int or float.")
 
 
 def _check_end(name: str, start: int, k: int, steps: int, whose: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hybridiff_compile.arguments import check_path
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.ir import StepProgram
 
@@ -23,9 +23,7 @@ def check_folder(dump: Any) -> Path | None:
     """
     if dump is None:
         return None
-    if not isinstance(dump, str | os.PathLike):
-        raise ConfigError(f"dump={dump!r} is not a path; pass the folder for the programs.")
-    folder = Path(dump)
+    folder = check_path("dump", dump)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -38,7 +38,10 @@ class PhaseMismatchError(HybridiffError):
 
 
 class WorkerError(HybridiffError):
-    """A worker process died or failed; the message names the rank and shows its last lines."""
+    """A worker process died, failed, or gave no sign of life within the deadline.
+
+    The message names the rank, its phase and step, the cause, and shows the worker's last lines.
+    """
 
 
 class SpaceError(HybridiffError, OSError):
@@ -46,4 +49,4 @@ class SpaceError(HybridiffError, OSError):
 
 
 class ClosedError(HybridiffError):
-    """The model was used after `restore()` or `close()`, or restored out of order."""
+    """The model was used after `restore()` or in a forked child, or restored out of order."""

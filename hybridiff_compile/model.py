@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from hybridiff_compile import verification
+from hybridiff_compile.arguments import check_flag
 from hybridiff_compile.errors import ClosedError, HybridiffError
 from hybridiff_compile.ir import Phase, StepProgram
 from hybridiff_compile.runtime.report import RunReport
@@ -38,6 +39,10 @@ class Model:
             call: keywords of the later calls that shape the denoiser's inputs, such as `height`,
                 `width`, `num_images_per_prompt`, `guidance_scale`; a prompt is not needed. In
                 mode="paper" also `num_inference_steps`, which its schedule is checked against.
+
+        Raises:
+            ConfigError: `progress` is no bool, or an argument gives no picture.
+            Others: the pipeline's own, of its arguments; and what capturing and compiling raise.
         """
         session = self.session()
         if "prompt_embeds" not in call:
@@ -45,7 +50,7 @@ class Model:
         hidden = getattr(self.pipe, "_progress_bar_config", None)
         self.pipe.set_progress_bar_config(**{**(hidden or {}), "disable": True})
         try:
-            with session.dry(), shown(session, progress):
+            with session.here.dry(), shown(session, progress):
                 self.pipe(**call)
         finally:
             self.pipe.set_progress_bar_config(**(hidden or {}))
@@ -117,7 +122,8 @@ class Model:
         with self.session().at_rest():
             session = self.session()  # another thread may have restored it meanwhile
             session.attachment.detach()
-            session.close()
+            session.ranks.close()
+            session.give_back()
             self._session = None
         return self.pipe
 
@@ -159,17 +165,22 @@ def _plain(pipe: Any) -> Any:
 
 @contextmanager
 def shown(session: Session, wanted: bool) -> Iterator[None]:
-    """Show on a terminal what the session is doing, and for how long."""
+    """Show on a terminal what the session is doing, and for how long.
+
+    Raises:
+        ConfigError: `wanted` is neither True nor False.
+    """
+    check_flag("progress", wanted)
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    before = session.tell
+    before = session.ranks.tell
     with Progress(*columns, console=console, disable=not (wanted and console.is_terminal)) as bar:
         task = bar.add_task("preparing", total=None)
-        session.tell = lambda text: bar.update(task, description=text)
+        session.ranks.tell = lambda text: bar.update(task, description=text)
         try:
             yield
         finally:
-            session.tell = before
+            session.ranks.tell = before

@@ -52,9 +52,9 @@ def _parsed(given: Sequence[str | torch.device]) -> list[torch.device]:
         if isinstance(given, str):
             raise RuntimeError("one name a rank, in a tuple")
         return [torch.device(d) for d in given]
-    except RuntimeError as e:
+    except (RuntimeError, TypeError) as e:
         why = str(e).partition("\n")[0]
-        raise ConfigError(f"devices={given!r} names no devices: {why}.") from e
+        raise ConfigError(f"devices={given!r} names no devices: {why.rstrip('.')}.") from e
 
 
 def _given(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -12,39 +11,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridiff_compile import lower
-from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
-from hybridiff_compile.capture.fingerprint import Watch
-from hybridiff_compile.capture.prediction import Form
-from hybridiff_compile.capture.rows import rows_of
+from hybridiff_compile import arguments
+from hybridiff_compile.capture.call import DenoiserCall, Signature
 from hybridiff_compile.config import Config, SwitchSettings
 from hybridiff_compile.debug import call_name
-from hybridiff_compile.entry import (
-    Entry,
-    capture_entry,
-    not_packaged,
-    one_compiler,
-    run_apart,
-)
-from hybridiff_compile.errors import (
-    CaptureError,
-    ConfigError,
-    PackageError,
-    UnsupportedPipelineError,
-)
+from hybridiff_compile.entry import Entry, capture_entry, not_packaged, one_compiler
+from hybridiff_compile.errors import ConfigError, PackageError, UnsupportedPipelineError
 from hybridiff_compile.here import Here, Prepared
-from hybridiff_compile.ir import Phase, RankProgram
+from hybridiff_compile.ir import Phase
 from hybridiff_compile.lower.device import device_of
-from hybridiff_compile.runtime import attach, memory, messages, traffic, weights
-from hybridiff_compile.runtime.driver import Driver, one_thread
+from hybridiff_compile.ranks import Ranks
+from hybridiff_compile.runtime import attach, memory, traffic
+from hybridiff_compile.runtime.driver import one_thread
 from hybridiff_compile.runtime.fleet import Start
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.runtime.run import Run
-from hybridiff_compile.ways import AsItIs, OneDevice, Way, look, uneven
+from hybridiff_compile.ways import AsItIs, Asked, OneDevice, Way, Ways, check_doubled, uneven
 
 logger = logging.getLogger(__name__)
 
-_RANKS, _HALVES, _WHOLE = "on two ranks", "by halves", "as a whole"  # what is asked of a call
+#: A package's programs by call, and what gives the denoiser its own weights back.
+Packaged = tuple[Mapping[Signature, Entry], Callable[[], None]]
 
 
 class Session:
@@ -57,76 +44,72 @@ class Session:
         config: Config,
         family: SwitchSettings,
         start: Start,
-        packaged: Callable[[], Mapping[Signature, Entry]] | None = None,
+        packaged: Callable[[], Packaged] | None = None,
     ) -> None:
         self.report: RunReport | None = None
-        self.tell: Callable[[str], None] = logger.info
-        self._here = Here()
-        self._pipe, self.denoiser, self.config, self._family = pipe, denoiser, config, family
-        self._start, self._packaged = start, packaged is not None
-        self._driver: Driver | None = None
-        self._weights: weights.Published | None = None
-        self._ways: dict[tuple[str, Signature], Way] = {}
-        self._watch: Watch | None = None  # on the denoiser, as the ways know it
+        #: Undoes what a package did to the denoiser's weights, once nothing is attached.
+        self.give_back: Callable[[], None] = lambda: None
+        self.here = Here()
+        self._pipe, self.config, self._family = pipe, config, family
+        self._packaged = packaged is not None
         self._captures = 0
-        self._is_first = self._may_change = self._is_changed = False
         self._run: Run | None = None
+        self._may_change = self._is_changed = False  # the denoiser, between two steps of this run
         self._owner: int | None = None
         self._said: set[str] = set()
         self._to_trim = False
-        self._be_ready: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
-        self._parameters = tuple(inspect.signature(denoiser.forward).parameters)
-        self.device = device_of(denoiser)
         self.attachment = attach.Attachment(pipe, denoiser, self.run)
+        self.ranks = Ranks(self.attachment, start, config.lowering)
+        self._ways = Ways(self.attachment, self._trying, self._capture)
+        self.ranks.tell, self.ranks.moved = logger.info, self._ways.look_again
         try:
             if packaged is not None:  # now that nothing stands in the way: it writes the weights
-                self._ways = {(_RANKS, s): entry for s, entry in packaged().items()}
+                entries, self.give_back = packaged()
+                self._ways.add(entries)
             if config.gpus > 1:
-                self._connect()
+                self.ranks.connect(self._ways.entries.values())
         except BaseException:
             self.attachment.detach()
+            self.give_back()
             raise
 
-    def dry(self) -> AbstractContextManager[None]:
-        """Within this, a call of the pipeline in this thread ends once its programs are ready."""
-        return self._here.dry()
-
-    def apart(self) -> AbstractContextManager[None]:
-        """Within this, the calls of this thread are made by this device alone, branch by branch."""
-        return self._here.apart()
-
     @contextmanager
-    def run(self, may_change: bool) -> Iterator[None]:
+    def run(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Around one call of the pipeline; calls from several threads take turns.
 
         Args:
-            may_change: the call was given something that may change the denoiser between two steps.
+            args, kwargs: of the call.
 
         Raises:
-            ConfigError: called under autocast, or from a callback of a call that is under way, of
-                this pipeline or of one with the same denoiser.
+            ConfigError: called under autocast, with arguments that give no picture, or from a
+                callback of a call that is under way, of this pipeline or of one with the same
+                denoiser.
+            ClosedError: in a fork of the process that the worker serves.
             PackageError: the pipeline's denoiser is no longer the one that a package was for.
         """
+        self.ranks.check_fork()
         if self._owner == threading.get_ident() or self.attachment.has_turn:
             raise ConfigError(
                 "the model is called from its own callback, or from that of a pipeline with the "
                 "same denoiser; call it after the run."
             )
-        attach.refuse_autocast(self.device)
-        with self._lock, self._here.random_numbers_kept(self.device):
+        arguments.check_call(self._pipe, args, kwargs)
+        attach.refuse_autocast(self.ranks.device)
+        with self._lock, self.here.random_numbers_kept(self.ranks.device):
             self._owner = threading.get_ident()
             try:
-                before = traffic.before(self._driver)
+                before = traffic.before(self.ranks.driver)
                 unfit = self._follow()
-                if self._driver is not None:
-                    self._driver.agree()
+                if self.ranks.driver is not None:
+                    self.ranks.driver.agree()
                 self._run = run = Run()
-                self._is_first, self._may_change, self._is_changed = True, may_change, False
+                self._may_change = any(map(callable, (*args, *kwargs.values())))
+                self._is_changed = False
                 with run.watched(self.config.mode, self._pipe, self._say_once), self._turn(unfit):
                     yield
-                mode = "exact" if self._here.is_apart else self.config.mode
-                self.report = run.report(mode, traffic.after(self._driver), before)
+                mode = "exact" if self.here.is_apart else self.config.mode
+                self.report = run.report(mode, traffic.after(self.ranks.driver), before)
             except Prepared:
                 raise
             except BaseException:
@@ -134,14 +117,16 @@ class Session:
                 raise
             finally:
                 self._run = self._owner = None
-                if self._to_trim and not self._here.is_dry:
+                if self._to_trim and not self.here.is_dry:
                     self._to_trim = False  # the first picture leaves what no other one needs
                     memory.trim()
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Within this, no call of another thread is under way; one of this thread may be."""
-        with nullcontext() if self._owner == threading.get_ident() else self._lock:
+        # In a forked child the lock may be held by a thread that is not there.
+        free = self.ranks.are_forked or self._owner == threading.get_ident()
+        with nullcontext() if free else self._lock:
             yield
 
     def denoise(
@@ -150,41 +135,36 @@ class Session:
         """Answer one denoiser call, in place of the denoiser's own `forward`."""
         run = self._run
         assert run is not None  # only within its turn
-        call = DenoiserCall.of(self._parameters, args, kwargs)
-        if self._here.is_dry and self.config.gpus == 1:
-            self._say_once("there is nothing to prepare: gpus=1 runs the denoiser as it is")
-            raise Prepared
-        if self._is_first:  # not before: some pipelines set their denoiser otherwise for each call
-            self._is_first = False
-            self._forget_if_changed()
-        self._refuse_baseline(run, call)
+        call = DenoiserCall.of(self.attachment.parameters, args, kwargs)
+        if not run.index:
+            self._begin(call)
+        switching = None
+        if not (run.done or self.here.is_apart or uneven(call)):  # before anything is traced
+            switching = self.config.switching(self._family, self._num_steps())
         way, answer = self._way(call, lambda: forward(*args, **kwargs))
-        if isinstance(way, Entry) and self._is_changed_since():
-            way = AsItIs(
-                "the denoiser was changed between two steps, and its program is that of the first"
-            )
         if isinstance(way, AsItIs):
-            if self._here.is_dry:
-                self._say_once(f"there is nothing to prepare: {way.reason}")
-                raise Prepared
-            self._say_once(f"one rank runs this denoiser call: {way.reason}")
+            self._one_rank("denoiser call", way.reason)
             run.unguided += 1
             return forward(*args, **kwargs) if answer is None else answer
         if not run.done:
-            steps = self._num_steps()
-            switching = None if self._here.is_apart else self.config.switching(self._family, steps)
-            run.begin(switching, self._pipe, steps)
-        if self._here.is_dry:
+            run.begin(switching, self._pipe, self._num_steps())
+        if self.here.is_dry:
             raise Prepared
         if isinstance(way, Entry):
             return self._denoise_together(run, call, way)
-        return self._denoise_here(run, call, way.rows, forward)
+        return self._denoise_here(run, call, way, forward)
+
+    def _begin(self, call: DenoiserCall) -> None:
+        """At the first call of a run: some pipelines set their denoiser otherwise for each."""
+        if not self._ways.are_current():
+            self._forget()
+        if self.config.mode == "asyncdiff":
+            check_doubled(self._pipe, call)
 
     @property
     def entries(self) -> Mapping[Signature, Entry]:
         """What was captured, by the signature of the call."""
-        ways = self._ways.items()
-        return {signature: way for (_, signature), way in ways if isinstance(way, Entry)}
+        return self._ways.entries
 
     @property
     def lacks(self) -> str:
@@ -193,89 +173,44 @@ class Session:
             return "a model of one rank has no programs; call optimize(pipe, gpus=2)."
         return "no guided call was captured yet; call model.compile(...) or make a picture first."
 
-    def close(self) -> None:
-        """End the worker; the next use would start another."""
-        if self._driver is not None:
-            self._driver.release()
-            self._driver = None
-
     def _way(self, call: DenoiserCall, batched: Callable[[], Any]) -> tuple[Way, Any]:
-        """How a call is answered, found by trying once; and its answer, if the try gave that.
+        """How a call is answered, and its answer if finding that out gave one; see `Ways.of`."""
+        if self.here.is_dry and self.config.gpus == 1:
+            return AsItIs("gpus=1 runs the denoiser as it is"), None
+        asked, strict = Asked.RANKS, self.here.is_dry or self.config.mode == "asyncdiff"
+        if self.here.is_apart or (self.config.gpus == 1 and self.config.mode == "exact"):
+            asked = Asked.HALVES
+        elif self.config.gpus == 1:
+            asked = Asked.WHOLE
+        way, answer = self._ways.of(asked, call, batched, strict=strict)
+        if isinstance(way, Entry) and self._may_change:  # the user's code runs between the steps
+            self._is_changed = self._is_changed or not self._ways.are_current()
+            if self._is_changed:
+                reason = "the denoiser was changed between two steps, and its program was not"
+                way = AsItIs(reason)
+        return way, answer
 
-        Args:
-            call: of the denoiser.
-            batched: runs it as the pipeline made it.
-
-        Raises:
-            CaptureError: it cannot be captured, and was to be prepared, or has no other way.
-        """
-        if not (self._here.is_apart or self.config.gpus == 1):
-            kind = _RANKS
-        else:
-            extrapolates = self.config.mode != "exact" and not self._here.is_apart
-            kind = _WHOLE if extrapolates else _HALVES
-        place = kind, call.signature()
-        answer = None
-        if place not in self._ways:
-            if not self._ways:
-                self._watch = Watch(self.denoiser)
-            self._ways[place], answer = self._find_way(kind, call, batched)
-        return self._ways[place], answer
-
-    def _find_way(
-        self, kind: str, call: DenoiserCall, batched: Callable[[], Any]
-    ) -> tuple[Way, Any]:
-        if reason := uneven(call):
-            return AsItIs(reason), None
-        known = self._ways.get((_RANKS, call.signature()))
-        if kind == _WHOLE or isinstance(known, Entry):
-            return OneDevice(known.rows if isinstance(known, Entry) else {}), None
-        if self._packaged:
-            raise PackageError(not_packaged(call, list(self.entries)))
-        answer = None
-        try:
-            with one_compiler, one_thread(self.device), self.attachment.bypassed():
-                answer, reason = look(self.denoiser, call, batched)
-                if reason:
-                    raise CaptureError(reason)
-                seen, answer = answer, None  # from here on the pipeline is given a way's own
-                if kind == _HALVES:
-                    return OneDevice(rows_of(self.denoiser, call, seen)), None
-            return self._capture(call, seen), None
-        except CaptureError as e:
-            if self._here.is_dry or self.config.mode == "asyncdiff":
-                raise
-            return AsItIs(str(e)), answer
-
-    def _refuse_baseline(self, run: Run, call: DenoiserCall) -> None:
-        """AsyncDiff pipelines a batch from call to call: each has to be of the same branches."""
-        if self.config.mode != "asyncdiff" or run.index or call.rows == 1 or call.is_doubled():
-            return
-        raise ConfigError(
-            "mode='asyncdiff' runs both branches in one batch, and this pipeline's call of "
-            f"{call.rows} rows is no [uncond, cond] batch; use mode='exact' for it."
-        )
+    @contextmanager
+    def _trying(self) -> Iterator[nn.Module]:
+        """Within this, the denoiser has its own forward and may be run and traced."""
+        with one_compiler, one_thread(self.ranks.device), self.attachment.bypassed():
+            yield self.attachment.denoiser
 
     def _num_steps(self) -> int:
         steps = getattr(self._pipe, "num_timesteps", None)
         return len(self._pipe.scheduler.timesteps) if steps is None else int(steps)
 
     def _denoise_here(
-        self, run: Run, call: DenoiserCall, rows: Rows, forward: Callable[..., Any]
+        self, run: Run, call: DenoiserCall, way: OneDevice, forward: Callable[..., Any]
     ) -> Any:
-        """One device: the halves one after the other, or, without rows, all in one batch."""
-        name, form = type(self.denoiser).__name__, run.spec
+        """This device alone."""
+        form = run.spec
 
         def compute(phase: Phase) -> torch.Tensor:
             nonlocal form
-            with one_thread(self.device):
-                if rows:
-                    prediction, form = run_apart(name, call, rows, forward)
-                    return prediction
-                positional, keyword = call.arguments
-                answer = forward(*positional.values(), **keyword)
-            form = Form.of(answer, name)
-            return form.pack(answer)
+            with one_thread(self.ranks.device):
+                prediction, form = way.compute(self.attachment.denoiser, call, forward)
+            return prediction
 
         key = hash(call.signature())
         prediction = run.step(key, compute)
@@ -287,60 +222,28 @@ class Session:
 
         def compute(phase: Phase) -> torch.Tensor:
             inputs = call.inputs(entry.rows)
-            return self._connect().step(entry.key, phase, len(run.done), inputs)
+            driver = self.ranks.connect(self.entries.values())
+            return driver.step(entry.key, phase, len(run.done), inputs)
 
         prediction = run.step(entry.key, compute)
         run.last_key, run.ranks = entry.key, self.config.gpus
         return entry.form.unpack(prediction)
 
     def _capture(self, call: DenoiserCall, answer: Any) -> Entry:
-        self.tell(f"capturing {type(self.denoiser).__name__}")
+        if self._packaged:
+            raise PackageError(not_packaged(call, list(self.entries)))
+        denoiser = type(self.attachment.denoiser).__name__
+        self.ranks.tell(f"capturing {denoiser}")
         self._captures += 1
         name = call_name(self._captures, next(iter(call.tensors().values())))
         dump = self.config.dump and self.config.dump / name
         with memory.lightly_collected():
-            with one_compiler, one_thread(self.device), self.attachment.bypassed():
-                entry = capture_entry(self.denoiser, call, answer, self.config, dump)
-            self._load(self._connect(), entry)
+            with self._trying() as module:
+                entry = capture_entry(module, call, answer, self.config, dump)
+            self.ranks.add(entry, self.entries.values())
         self._to_trim = True
-        logger.info("captured %s for %d ranks", type(self.denoiser).__name__, self.config.gpus)
+        logger.info("captured %s for %d ranks", denoiser, self.config.gpus)
         return entry
-
-    def _connect(self) -> Driver:
-        """The driver of a worker that is there: a new one if the last one is gone."""
-        if self._driver is None or not self._driver.fleet.is_open:
-            self._weights = None
-            self._driver = Driver(self._start(self._get_ready), self.device)
-            if self.config.lowering.backend == "inductor":
-                self._driver.fleet.send(messages.Warm(self.config.lowering))
-            for entry in self.entries.values():
-                self._load(self._driver, entry)
-        return self._driver
-
-    def _get_ready(self) -> None:
-        """While a worker starts, do what needs none."""
-        self._be_ready = lower.get_ready(self.config.lowering, self.device)
-        if self.entries:  # they are loaded next; tracing is slower on weights in one mapping
-            self.attachment.published()
-
-    def _load(self, driver: Driver, entry: Entry) -> None:
-        shared = self._weights
-        if shared is None:
-            shared = self._weights = self.attachment.published()
-            driver.fleet.ask(messages.Weights(shared.path, shared.manifest))
-            shared.mapped()
-            self._watch = Watch(self.denoiser)
-        how, count = self.config.lowering, len(entry.programs)
-        both = [RankProgram.of(p, r) for r in range(2) for p in entry.programs.values()]
-        with one_compiler:
-            prepared = lower.prepare(both, how)
-            own, peer = prepared[:count], prepared[count:]
-
-            def begin() -> lower.Finish:
-                self._be_ready()  # as late as can be: what it waits for takes seconds
-                return lower.begin(own, how, self.device, tell=self.tell)
-
-            driver.load(entry.key, peer, shared.names, how, begin)
 
     def _follow(self) -> str:
         """Serve the denoiser that the pipeline has now; returns why that cannot be, or ""."""
@@ -350,38 +253,33 @@ class Session:
             device = device_of(denoiser)
         except UnsupportedPipelineError as e:
             return str(e)
-        if denoiser is not self.denoiser:
+        if self.ranks.driver is not None and device != self.ranks.device:
+            return (
+                f"its denoiser is on {device} now, and the ranks are on {self.ranks.device}; call "
+                "restore(), and optimize(pipe) again"
+            )
+        self.ranks.device = device
+        if denoiser is not self.attachment.denoiser:
             self._forget()
             self.attachment.follow(denoiser)
-            self.denoiser, self.device = denoiser, device
-            self._parameters = tuple(inspect.signature(denoiser.forward).parameters)
         return ""
 
     def _turn(self, unfit: str) -> AbstractContextManager[None]:
         """Within this, the denoiser's calls are this session's, unless it is unfit for that."""
         if not unfit:
             return self.attachment.turn(self.denoise)
-        if self._here.is_dry:
-            self._say_once(f"there is nothing to prepare: {unfit}")
-            raise Prepared
-        self._say_once(f"one rank runs this pipeline as it is: {unfit}")
+        self._one_rank("pipeline", unfit)
         return nullcontext()
 
-    def _is_changed_since(self) -> bool:
-        """Whether the denoiser was changed since its program was captured, in the middle of a run.
-
-        Looked for only where code of the user's runs between the steps.
-        """
-        if self._may_change and not self._is_changed:
-            self._is_changed = self._watch is not None and not self._watch.holds()
-        return self._is_changed
-
-    def _forget_if_changed(self) -> None:
-        """Capture again what no longer is what was captured: a LoRA loaded, `to()`, new weights."""
-        if self._ways and self._watch is not None and not self._watch.holds():
-            self._forget()
+    def _one_rank(self, what: str, reason: str) -> None:
+        """Say once why only one rank runs something; end a dry call."""
+        if self.here.is_dry:
+            self._say_once(f"there is nothing to prepare: {reason}")
+            raise Prepared
+        self._say_once(f"one rank runs this {what}: {reason}")
 
     def _forget(self) -> None:
+        """Capture again: what is captured is no longer the denoiser."""
         if self._packaged:
             raise PackageError(
                 "the denoiser has changed since its package was loaded (weights, a LoRA, a "
@@ -389,11 +287,8 @@ class Session:
             )
         if self.entries:
             logger.warning("the denoiser has changed since it was captured; it is captured again")
-        if self._driver is not None and self._driver.fleet.is_open:
-            self._driver.unload([e.key for e in self.entries.values()])
+        self.ranks.forget(self.entries.values())
         self._ways.clear()
-        self._weights = self._watch = None
-        self.device = device_of(self.denoiser)
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hybridiff_compile.arguments import check_call
 from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
 from hybridiff_compile.quality import (
     Pictures,
@@ -84,17 +85,19 @@ def check(pipe: Any, prompt: Any, seeds: Sequence[int], call: Mapping[str, Any])
     """Refuse what cannot be compared.
 
     Raises:
-        ConfigError: no prompt, seeds that are none, or keywords that are this function's own.
+        ConfigError: no prompt, seeds that are none, or keywords that are this function's own
+            or give no picture.
         UnsupportedPipelineError: the pipeline does not show its latents after each step.
     """
     if not prompt and "prompt_embeds" not in call:
         raise ConfigError(f"prompt={prompt!r}: pass the prompt of the pictures to compare.")
     if isinstance(seeds, str) or not isinstance(seeds, Sequence | range) or not seeds:
         raise ConfigError(f"seeds={seeds!r} must be whole numbers, such as (0, 1, 2).")
-    if any(type(seed) is not int or not -(2**63) <= seed < 2**64 for seed in seeds):
+    if any(type(seed) is not int or not 0 <= seed < 2**64 for seed in seeds):
         raise ConfigError(
-            f"seeds={tuple(seeds)!r} must be whole numbers of 64 bits, such as (0, 1, 2)."
+            f"seeds={tuple(seeds)!r} must be whole numbers from 0 to 2**64 - 1, such as (0, 1, 2)."
         )
+    check_call(pipe, (), call)  # before output_type is made "np"
     if "generator" in call:
         raise ConfigError("verify() makes a generator of each seed; drop generator, pass seeds.")
     taken = [name for name in call if name.startswith(_CALLBACK)]
@@ -122,7 +125,7 @@ def verify(
     """
     pairs: list[tuple[_Call, _Call]] = []
     for seed in seeds:
-        with session.apart():
+        with session.here.apart():
             reference = _make(pipe, session, prompt, seed, call)
         made = _make(pipe, session, prompt, seed, call)
         if not made.report.steps:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import enum
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from hybridiff_compile.capture.call import DenoiserCall, Rows
+from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
+from hybridiff_compile.capture.fingerprint import Watch
+from hybridiff_compile.capture.prediction import Form
+from hybridiff_compile.capture.rows import rows_of
 from hybridiff_compile.capture.state import left_behind
-from hybridiff_compile.entry import Entry
+from hybridiff_compile.capture.trace import check_same
+from hybridiff_compile.entry import Entry, run_apart
+from hybridiff_compile.errors import CaptureError, ConfigError
 from hybridiff_compile.ir import BRANCHES
+from hybridiff_compile.runtime.attach import Attachment
 
 
 @dataclass(frozen=True)
@@ -36,9 +44,139 @@ class OneDevice:
 
     rows: Rows
 
+    def compute(
+        self, denoiser: nn.Module, call: DenoiserCall, forward: Callable[..., Any]
+    ) -> tuple[torch.Tensor, Form]:
+        """The prediction of all rows, and the form of the denoiser's answer."""
+        name = type(denoiser).__name__
+        if self.rows:
+            return run_apart(name, call, self.rows, forward)
+        positional, keyword = call.arguments
+        answer = forward(*positional.values(), **keyword)
+        form = Form.of(answer, name)
+        return form.pack(answer), form
+
 
 #: With an entry, the ranks compute it.
 Way = Entry | OneDevice | AsItIs
+
+
+class Asked(enum.Enum):
+    """What a session wants of a call: of all ranks, of this device half by half, or as a whole."""
+
+    RANKS = enum.auto()
+    HALVES = enum.auto()
+    WHOLE = enum.auto()
+
+
+class Ways:
+    """The way of each signature, found by trying it once."""
+
+    def __init__(
+        self,
+        attachment: Attachment,
+        trying: Callable[[], AbstractContextManager[nn.Module]],
+        capture: Callable[[DenoiserCall, Any], Entry],
+    ) -> None:
+        """Know nothing yet.
+
+        Args:
+            attachment: to the denoiser.
+            trying: within it, the denoiser may be run, with its own forward in place.
+            capture: makes programs of a call and its answer, and gives them to the ranks.
+        """
+        self._attachment, self._trying, self._capture = attachment, trying, capture
+        self._watch: Watch | None = None
+        self._found: dict[tuple[Asked, Signature], Way] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @property
+    def entries(self) -> dict[Signature, Entry]:
+        """Those that have programs."""
+        found = self._found.items()
+        return {signature: way for (_, signature), way in found if isinstance(way, Entry)}
+
+    def add(self, entries: Mapping[Signature, Entry]) -> None:
+        """Take programs that were made elsewhere."""
+        self._found |= {(Asked.RANKS, signature): entry for signature, entry in entries.items()}
+
+    def clear(self) -> None:
+        """Forget all: the denoiser is another one."""
+        self._found.clear()
+        self._watch = None
+
+    def look_again(self) -> None:
+        """Take the denoiser as it is now for what is known."""
+        self._watch = Watch(self._attachment.denoiser)
+
+    def are_current(self) -> bool:
+        """Whether the denoiser is still what is known."""
+        return not self._found or self._watch is None or self._watch.holds()
+
+    def of(
+        self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], *, strict: bool
+    ) -> tuple[Way, Any]:
+        """How a call is answered; and its answer, if a try gave that.
+
+        Args:
+            asked: what is wanted.
+            call: of the denoiser.
+            batched: runs it as the pipeline made it.
+            strict: one rank alone will not do.
+
+        Raises:
+            CaptureError: strict, and the call cannot be captured.
+        """
+        place, answer = (asked, call.signature()), None
+        if place not in self._found:
+            if not self._found:
+                self.look_again()
+            self._found[place], answer = self._find(asked, call, batched, strict)
+        return self._found[place], answer
+
+    def _find(
+        self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], strict: bool
+    ) -> tuple[Way, Any]:
+        if reason := uneven(call):
+            return AsItIs(reason), None
+        if asked is Asked.WHOLE:
+            return OneDevice({}), None
+        if known := self.entries.get(call.signature()):
+            return OneDevice(known.rows), None
+        with self._trying() as denoiser:
+            answer, reason = look(denoiser, call, batched)
+        if reason and strict:
+            raise CaptureError(reason)
+        if reason:  # it was run, which it remembers: that answer is this call's
+            return AsItIs(reason), answer
+        try:
+            if asked is Asked.RANKS:
+                return self._capture(call, answer), None
+            with self._trying() as denoiser:
+                return OneDevice(_rows_of_halves(denoiser, call, answer)), None
+        except CaptureError as e:
+            if strict:
+                raise
+            return AsItIs(str(e)), None
+
+
+def _rows_of_halves(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Rows:
+    """Where the rows are, if the halves add up to the batch.
+
+    Raises:
+        CaptureError: they do not, or cannot be computed apart.
+    """
+    name, rows = type(denoiser).__name__, rows_of(denoiser, call, answer)
+    expected = Form.of(answer, name).pack(answer)
+    try:
+        with torch.no_grad():
+            result, _ = run_apart(name, call, rows, denoiser)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as e:
+        raise CaptureError(f"{name} cannot compute half of its batch: {e}") from e
+    check_same(result, expected, name)
+    return rows
 
 
 def uneven(call: DenoiserCall) -> str:
@@ -85,3 +223,17 @@ def _of_another_picture(call: DenoiserCall) -> DenoiserCall:
     noisy = next(iter(call.tensors()))
     leaves = (0.5 - x if n == noisy else x for n, x in zip(call.names, call.leaves, strict=True))
     return replace(call, leaves=tuple(leaves))
+
+
+def check_doubled(pipe: Any, call: DenoiserCall) -> None:
+    """AsyncDiff pipelines a batch from call to call: each has to be of the same branches.
+
+    Raises:
+        ConfigError: the pipeline guides, and not by one batch.
+    """
+    if getattr(pipe, "do_classifier_free_guidance", True) and not call.is_doubled():
+        shape = next((tuple(t.shape) for t in call.tensors().values()), None)
+        raise ConfigError(
+            "mode='asyncdiff' runs both branches in one batch, and this pipeline's call of shape "
+            f"{shape} is no [uncond, cond] batch; use mode='exact' for it."
+        )

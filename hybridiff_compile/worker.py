@@ -12,25 +12,30 @@ import resource
 import signal
 import threading
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from hybridiff_compile import lower, ops
+from hybridiff_compile import links, lower, ops
 from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import RankProgram
 from hybridiff_compile.layout import Layout
 from hybridiff_compile.lower.device import retarget
-from hybridiff_compile.runtime import fleet, memory, messages, numerics, transfer, weights
+from hybridiff_compile.runtime import endings, memory, messages, numerics, pulse, transfer, weights
 from hybridiff_compile.runtime.rank import Rank
+
+# Seconds that a worker without a driver is given to end by itself: it may be deep in a compiler.
+_LAST_SECONDS = 5
 
 
 class Worker:
     """The state of one worker between messages."""
 
-    def __init__(self, connection: Connection, device: torch.device, groups: ops.Groups) -> None:
+    def __init__(self, connection: Connection, device: torch.device, groups: links.Groups) -> None:
         self._connection = connection
         self._device = device
         self._groups = groups
@@ -120,14 +125,19 @@ def serve(
     size: int,
     device: torch.device,
     loopback: bool,
+    deadline: float,
 ) -> None:
-    """Join the ranks and serve the driver; returns when the driver is gone."""
+    """Join the ranks and serve the driver; returns when the driver is gone.
+
+    `deadline` is the driver's, in seconds; a transfer of a step may take as long as a step may.
+    """
     if device.type == "cpu":
         torch.set_num_threads(1)
     else:
         torch.cuda.set_device(device)
     messages.send(connection, messages.Status(0, 0.0, 0))
-    groups = ops.connect(store, rank, size, device, loopback)
+    patience = timedelta(seconds=deadline * pulse.WORK_DEADLINES)
+    groups = links.connect(store, rank, size, device, loopback, patience)
     with torch.no_grad():
         Worker(connection, device, groups).serve()
 
@@ -146,20 +156,25 @@ def main() -> None:
     """Entry point of a started worker."""
     parser = argparse.ArgumentParser(description="a worker rank; started by optimize()")
     parser.add_argument("--fd", type=int, required=True, help="control pipe")
+    parser.add_argument("--pulse", type=int, required=True, help="for signs of life")
     parser.add_argument("--store", required=True, help="rendezvous file")
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--device", type=torch.device, required=True)
+    parser.add_argument("--deadline", type=float, required=True, help="seconds")
     args = parser.parse_args()
     # Ctrl-C is the driver's to handle: it ends its workers by closing their pipes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tidy = partial(endings.remove_folder, Path(args.store))
+    pulse.answer(Connection(args.pulse), partial(pulse.end_soon, _LAST_SECONDS, tidy))
     store = dist.FileStore(args.store, args.size)
     connection = Connection(args.fd)
     try:
-        serve(connection, store, args.rank, args.size, args.device, loopback=True)
+        ranks = (args.rank, args.size, args.device)
+        serve(connection, store, *ranks, loopback=True, deadline=args.deadline)
     finally:
         if _is_cut_off(connection):  # a driver that was killed has left its folder behind
-            fleet.remove_folder(Path(args.store))
+            tidy()
     os._exit(0)  # gloo's threads may still hold sockets of a driver that is gone
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hybridiff_compile import ops
+from hybridiff_compile import links, ops
 from hybridiff_compile.ir import Phase, RankProgram, StepProgram
 from hybridiff_compile.lower.eager import lower
 from hybridiff_compile.runtime.rank import Rank
@@ -30,9 +30,9 @@ class Pair:
         self.threads = [ThreadPoolExecutor(1) for _ in range(2)]
         self.ranks = [Rank(), Rank()]
 
-        def join(rank: int) -> ops.Groups:
+        def join(rank: int) -> links.Groups:
             torch.set_num_threads(1)
-            groups = ops.connect(store, rank, 2, device, loopback=True)
+            groups = links.connect(store, rank, 2, device, loopback=True)
             ops.activate(groups)
             return groups
 
@@ -69,14 +69,14 @@ def pair(programs: Mapping[Phase, StepProgram], device: torch.device = CPU) -> I
     Args:
         device: whose kind of links to use; the tensors are on the CPU all the same.
     """
-    threads, timeout = torch.get_num_threads(), ops.STEP_TIMEOUT
+    threads, timeout = torch.get_num_threads(), links.STEP_TIMEOUT
     torch.set_num_threads(1)
-    ops.STEP_TIMEOUT = timedelta(seconds=30)  # a broken program hangs no longer than this
+    links.STEP_TIMEOUT = timedelta(seconds=30)  # a broken program hangs no longer than this
     ranks = Pair(programs, device)
     try:
         yield ranks
     finally:
         for thread in ranks.threads:
             thread.shutdown()
-        ops.STEP_TIMEOUT = timeout
+        links.STEP_TIMEOUT = timeout
         torch.set_num_threads(threads)

@@ -29,7 +29,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def worker(model: Any) -> messages.Status:
-    return model._session._driver.fleet.ask(messages.Ask())
+    return model._session.ranks.driver.fleet.ask(messages.Ask())
 
 
 def compiled(model: Any) -> tuple[int, int]:

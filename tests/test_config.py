@@ -123,6 +123,11 @@ def test_a_backend_that_optimize_refuses_is_not_offered():
         ({"mode": "asyncdiff", "tau_cap": 9}, "tau_cap=9 is for mode paper; drop it"),
         ({"mode": "asyncdiff", "tolerance": 1.0}, "tolerance=1.0 is for mode hybrid; drop it"),
         ({"mode": "asyncdiff", "estimator": "hold"}, "estimator='hold' is for mode hybrid or gui"),
+        ({"deadline": 0}, "deadline=0 must be 0.5 to 86400 seconds, as an int or float"),
+        ({"deadline": float("nan")}, "deadline=nan must be 0.5 to 86400 seconds"),
+        ({"deadline": float("inf")}, "deadline=inf must be 0.5 to 86400 seconds"),
+        ({"deadline": True}, "deadline=True must be 0.5 to 86400 seconds"),
+        ({"deadline": "30"}, "deadline='30' must be 0.5 to 86400 seconds"),
         ({"mode": "asyncdiff", "k": 0}, "k=0 must be a whole number of steps, at least 1"),
     ],
 )

@@ -13,10 +13,11 @@ PACKAGE = "hybridiff_compile"
 
 #: What each part may import of the package, itself apart. The four in the middle never meet.
 MIDDLE = {"capture", "passes", "lower", "runtime"}
-GROUND = {"config", "errors"}
-TYPES = {"ir", "ops", "layout"}
+GROUND = {"config", "errors", "arguments"}
+TYPES = {"ir", "links", "ops", "layout"}
 ALLOWED = {
     "errors": set(),
+    "arguments": {"errors"},
     "config": {"errors"},
     **{name: GROUND | TYPES for name in TYPES},
     "debug": GROUND | TYPES,
@@ -25,7 +26,9 @@ ALLOWED = {
     "entry": GROUND | TYPES | MIDDLE | {"debug"},
     "here": set(),
     "quality": set(),
-    "session": GROUND | TYPES | MIDDLE | {"debug", "entry", "here"},
+    "ways": GROUND | TYPES | MIDDLE | {"entry"},
+    "ranks": GROUND | TYPES | MIDDLE | {"entry"},
+    "session": GROUND | TYPES | MIDDLE | {"debug", "entry", "here", "ranks", "ways"},
     "package": GROUND | TYPES | MIDDLE | {"entry", "session"},
     "placing": {"errors", "runtime"},
     "verification": GROUND | {"runtime", "quality", "session"},

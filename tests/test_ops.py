@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch._subclasses import FakeTensorMode
 
+from hybridiff_compile import links as joins
 from hybridiff_compile import ops
 from hybridiff_compile.errors import PhaseMismatchError
 from tests import toy
@@ -19,14 +20,14 @@ def stamp(phase: int, step: int) -> torch.Tensor:
 
 
 def test_groups_are_named_by_direction():
-    assert ops.group_name(0, 1) == "data0to1"
-    assert ops.group_name(1, 0, stamp=True) == "stamp1to0"
+    assert joins.group_name(0, 1) == "data0to1"
+    assert joins.group_name(1, 0, stamp=True) == "stamp1to0"
 
 
 @pytest.fixture(params=[CPU, CUDA], ids=["gloo", "staged"])
 def links(request, monkeypatch) -> torch.device:
     """Whose links to use: two ranks on one card stage theirs through host memory."""
-    monkeypatch.setattr(ops, "_card", lambda device: "the only card")
+    monkeypatch.setattr(joins, "_card", lambda device: "the only card")
     return request.param
 
 
@@ -68,18 +69,18 @@ def test_every_pair_of_ranks_has_a_group_for_data_and_one_for_stamps():
 
 def test_only_ranks_that_share_a_card_stage_their_links(monkeypatch):
     made = []
-    monkeypatch.setattr(ops.dist, "ProcessGroupNCCL", Nccl(made), raising=False)
+    monkeypatch.setattr(joins.dist, "ProcessGroupNCCL", Nccl(made), raising=False)
     for cards, staged in ((("a", "b"), False), (("b", "b"), True)):
-        monkeypatch.setattr(ops, "_card", lambda device, cards=cards: cards[device.index])
+        monkeypatch.setattr(joins, "_card", lambda device, cards=cards: cards[device.index])
         store = dist.HashStore()
 
-        def join(rank: int, store: dist.Store = store) -> ops.Groups:
-            return ops.connect(store, rank, 2, torch.device("cuda", rank), loopback=True)
+        def join(rank: int, store: dist.Store = store) -> joins.Groups:
+            return joins.connect(store, rank, 2, torch.device("cuda", rank), loopback=True)
 
         with ThreadPoolExecutor(2) as threads:
             for groups in threads.map(join, range(2)):
                 for name in ("data0to1", "data1to0"):
-                    assert isinstance(groups[name], ops._Staged) is staged
+                    assert isinstance(groups[name], joins._Staged) is staged
                 assert isinstance(groups["stamp0to1"], dist.ProcessGroupGloo)
     assert len(made) == 4  # a group a direction, on each of two ranks
 

@@ -100,7 +100,7 @@ def test_bytes_are_counted_afresh_after_a_worker_was_lost(monkeypatch: pytest.Mo
         make(model)
         session: Any = model._session
         usual = (make(model), model.report.bytes_sent)[1]
-        session._driver.fleet.close()
+        session.ranks.driver.fleet.close()
         make(model)
         assert abs(model.report.bytes_sent - usual) < 3e6  # less a new copy of the programs
         make(model)

@@ -14,7 +14,7 @@ import hybridiff_compile
 from hybridiff_compile import package
 from hybridiff_compile.bench import asked, models, ranks
 from hybridiff_compile.errors import ConfigError, HybridiffError
-from hybridiff_compile.package.manifest import Call, Manifest
+from hybridiff_compile.package.manifest import Call, Manifest, TensorLeaf
 
 COMPILERS = ("inductor", "tensorrt")
 
@@ -152,7 +152,8 @@ def load_check(folder: Path, console: Console) -> None:
 
 def summary(folder: Path, made: Manifest) -> list[str]:
     """What a checked package holds, a line for each thing."""
-    switching = ", ".join(f"{name}={value}" for name, value in made.switching.items())
+    given = made.switching.model_dump(exclude_none=True)
+    switching = ", ".join(f"{name}={value}" for name, value in given.items())
     sizes = {name: (folder / name).stat().st_size for name in sorted(made.files)}
     return [
         f"{folder} is whole: {len(sizes)} files, {_megabytes(sum(sizes.values()))}, as exported",
@@ -168,9 +169,8 @@ def summary(folder: Path, made: Manifest) -> list[str]:
 def _tensors(call: Call) -> Iterator[str]:
     """The tensors of a call as `2x4x8x8 float32`; the noisy picture is the first."""
     for leaf in call.leaves:
-        if leaf.shape is not None:
-            shape = "x".join(map(str, leaf.shape)) or "scalar"
-            yield f"{shape} {str(leaf.dtype).removeprefix('torch.')}"
+        if isinstance(leaf, TensorLeaf):
+            yield f"{'x'.join(map(str, leaf.shape)) or 'scalar'} {leaf.dtype}"
 
 
 def _megabytes(size: int) -> str:

@@ -75,4 +75,5 @@ def field(file: str, name: str) -> int:
 
 
 def _fleet(model: Model) -> Fleet:
-    return model.session()._connect().fleet
+    session = model.session()
+    return session.ranks.connect(session.entries.values()).fleet

@@ -5,20 +5,30 @@ A package holds no weights: a rank points it at those that it already has.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import warnings
+import weakref
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from hybridiff_compile.errors import PackageError
 from hybridiff_compile.ir import RankProgram
 from hybridiff_compile.lower.flat import Compiled, Flat
 
 # The weights stay outside, under their own names, for every rank and stage to share.
 _SETTINGS = {"aot_inductor.package_constants_in_so": False, "always_keep_tensor_constants": True}
-_MODEL = "model"
+# Where torch puts the files of a compiled model in its archive.
+_FILES = "data/aotinductor/model"
+# Of code and kernels; the weights are not among them.
+_MOST_BYTES = 8 << 30
 
 
 class Packaged(nn.Module):
@@ -58,19 +68,77 @@ def compile_to(flat: Flat, path: Path, device: torch.device) -> None:
 
 
 def load(stage: Packaged, device: torch.device) -> Compiled:
-    """Load a compiled stage and point it at its weights; nothing is traced or unpickled."""
-    from torch._C._aoti import AOTIModelPackageLoader  # pyright: ignore[reportMissingModuleSource]
+    """Load a compiled stage and point it at its weights; nothing is traced or unpickled.
 
-    index = -1 if device.type == "cpu" else device.index or 0
-    loader = AOTIModelPackageLoader(str(stage.path), _MODEL, False, 1, index)
-    weights = {name: tensor.detach() for name, tensor in stage.weights.items()}
-    loader.load_constants(weights, False, True, user_managed=True)
+    Raises:
+        PackageError: the file holds no compiled stage, or one that reads other weights.
+    """
+    # torch's own loader of packages leaves a folder behind where it fails, and in every worker.
+    folder = Path(tempfile.mkdtemp(prefix="hybridiff-stage-"))
+    remove = partial(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        runner = _runner(_unpack(stage.path, folder), device)
+        weights = {name: tensor.detach().to(device) for name, tensor in stage.weights.items()}
+        named = {own: weights[name] for own, name in _constants(runner).items()}
+        runner.update_constant_buffer(named, False, True, user_managed=True)
+    except (RuntimeError, OSError, KeyError) as e:
+        remove()
+        raise PackageError(
+            f"{stage.path}: it is no stage that can be loaded here ({str(e)[:200]}); copy the "
+            "package again, or export it again."
+        ) from e
+    except BaseException:
+        remove()
+        raise
 
     def run(*inputs: torch.Tensor) -> Sequence[torch.Tensor]:
         assert weights  # the loaded code reads their memory, so they live as long as it does
-        return loader.run(list(inputs))
+        return runner.run(list(inputs))
 
+    if device.type == "cpu":
+        remove()  # what was loaded from it is mapped
+    else:
+        weakref.finalize(run, remove)  # kernels are read from it as they are first used
     return Compiled(run, stage.keys)
+
+
+def _runner(library: Path, device: torch.device) -> Any:
+    from torch._C import _aoti  # pyright: ignore[reportAttributeAccessIssue]
+
+    if device.type == "cpu":
+        return _aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+    cuda = _aoti.AOTIModelContainerRunnerCuda  # pyright: ignore[reportAttributeAccessIssue]
+    return cuda(str(library), 1, f"cuda:{device.index or 0}", str(library.parent))
+
+
+def _constants(runner: Any) -> dict[str, str]:
+    """The weights that a compiled stage reads: by its own name for each, the package's name."""
+    return runner.get_constant_names_to_original_fqns()
+
+
+def _unpack(path: Path, folder: Path) -> Path:
+    """Unpack the files of a stage, without any folders of theirs; return its library.
+
+    Raises:
+        RuntimeError: it is no archive of one library.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = [m for m in archive.infolist() if f"/{_FILES}/" in m.filename]
+            if sum(member.file_size for member in found) > _MOST_BYTES:
+                raise RuntimeError(f"more than {_MOST_BYTES} bytes of code")
+            for member in found:
+                with (
+                    archive.open(member) as source,
+                    (folder / Path(member.filename).name).open("xb") as out,
+                ):
+                    shutil.copyfileobj(source, out)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError) as e:
+        raise RuntimeError(f"it is no archive: {e}") from e
+    libraries = list(folder.glob("*.so"))
+    if len(libraries) != 1:
+        raise RuntimeError(f"it has {len(libraries)} libraries")
+    return libraries[0]
 
 
 def load_all(programs: Sequence[RankProgram], device: torch.device) -> dict[nn.Module, nn.Module]:

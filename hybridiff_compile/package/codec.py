@@ -10,9 +10,10 @@ import torch
 from torch import fx, nn
 
 from hybridiff_compile import ops
-from hybridiff_compile.errors import PackageError
-from hybridiff_compile.ir import RankContract, Shape
+from hybridiff_compile.ir import RankContract
 from hybridiff_compile.layout import Layout, PackCut, Slot, UnpackCut
+from hybridiff_compile.package import program as records
+from hybridiff_compile.package.schema import dtype_name
 
 #: Every function that a step graph may call; a package cannot name another one.
 _FUNCTIONS: Mapping[str, Any] = {
@@ -39,6 +40,8 @@ def encode(module: fx.GraphModule, contract: RankContract, file: Callable[[Any],
     children: Json = {}
     for node in module.graph.nodes:
         target = node.target
+        if node.kwargs:
+            raise TypeError(f"node {node} has keyword arguments, which packages do not: {target}")
         if node.op == "call_function":
             target = _NAMES[target]
         elif node.op == "call_module":
@@ -55,32 +58,39 @@ def encode(module: fx.GraphModule, contract: RankContract, file: Callable[[Any],
     return {"contract": asdict(contract), "nodes": nodes, "children": children}
 
 
-def decode(data: Json, stage: Callable[[Json], nn.Module]) -> tuple[fx.GraphModule, RankContract]:
-    """Read what `encode` wrote.
+def decode(
+    program: records.Program, stage: Callable[[records.Stage], nn.Module]
+) -> tuple[fx.GraphModule, RankContract]:
+    """Build what `encode` wrote.
 
     Args:
-        data: from JSON.
-        stage: makes the module of a stage from its description.
+        program: as `sound.check_program` found it sound.
+        stage: makes the module of a stage.
 
     Raises:
-        PackageError: it names a function that no step graph calls.
+        ValueError: a graph cannot have a node of such a name, or such a contract.
     """
     root, graph, env = nn.Module(), fx.Graph(), {}
-    for name, child in data["children"].items():
+    for name, child in program.children.items():
         root.add_module(name, _decode_child(child, stage))
-    for row in data["nodes"]:
-        target = row["target"]
-        if row["op"] == "call_function":
-            if target not in _FUNCTIONS:
-                raise PackageError(f"the package calls {target!r}, which is not a step's function.")
+    for row in program.nodes:
+        target = row.target
+        if row.op == "call_function":
             target = _FUNCTIONS[target]
-        args = _decode(row["args"], env)
-        node = graph.create_node(row["op"], target, args, name=row["name"])
-        if row["value"] is not None:
-            node.meta["val"] = _decode(row["value"], env)
-        env[row["name"]] = node
-    contract = {k: _tuples(v) for k, v in data["contract"].items()}
-    return fx.GraphModule(root, graph, class_name="Step"), RankContract(**contract)
+        node = graph.create_node(row.op, target, _decode(row.args, env), name=row.name)
+        if node.name != row.name:  # a keyword, or a name that the graph's own code has
+            raise ValueError(f"node {row.name}: no node can be called so")
+        if row.value is not None:
+            node.meta["val"] = _value(row.value)
+        env[row.name] = node
+    contract = RankContract(**program.contract.model_dump())
+    return fx.GraphModule(root, graph, class_name="Step"), contract
+
+
+def layout(buffer: records.Buffer) -> Layout:
+    """The layout of a buffer, as it was written."""
+    slots = (Slot(s.offset, s.shape, s.stride, getattr(torch, s.dtype)) for s in buffer.slots)
+    return Layout(tuple(slots), buffer.nbytes)
 
 
 def _encode_child(child: nn.Module, file: Callable[[Any], Json]) -> Json:
@@ -91,15 +101,12 @@ def _encode_child(child: nn.Module, file: Callable[[Any], Json]) -> Json:
     return {"kind": "stage", **file(child)}
 
 
-def _decode_child(data: Json, stage: Callable[[Json], nn.Module]) -> nn.Module:
-    if data["kind"] == "stage":
-        return stage(data)
-    slots = tuple(
-        Slot(s["offset"], tuple(s["shape"]), tuple(s["stride"]), getattr(torch, s["dtype"]))
-        for s in data["slots"]
-    )
-    layout = Layout(slots, data["nbytes"])
-    return PackCut(layout) if data["kind"] == "pack" else UnpackCut(layout)
+def _decode_child(
+    child: records.Stage | records.Buffer, stage: Callable[[records.Stage], nn.Module]
+) -> nn.Module:
+    if isinstance(child, records.Stage):
+        return stage(child)
+    return (PackCut if child.kind == "pack" else UnpackCut)(layout(child))
 
 
 def _encode(arg: Any) -> Any:
@@ -108,8 +115,7 @@ def _encode(arg: Any) -> Any:
         case fx.Node():
             return {"node": arg.name}
         case torch.Tensor():
-            like = Shape.of(arg)
-            return {"tensor": [like.shape, like.stride, dtype_name(like.dtype), like.on_cpu]}
+            return {"tensor": [list(arg.shape), list(arg.stride()), dtype_name(arg.dtype)]}
         case torch.dtype():
             return {"dtype": dtype_name(arg)}
         case torch.device():
@@ -120,38 +126,31 @@ def _encode(arg: Any) -> Any:
             return [_encode(a) for a in arg]
         case Mapping():
             return {"dict": {k: _encode(v) for k, v in arg.items()}}
-        case None | bool() | int() | float() | str():
+        case int() | str():
             return arg
     raise TypeError(f"{type(arg).__name__} cannot be packaged: {arg!r}")
 
 
-def _decode(data: Any, env: Mapping[str, fx.Node]) -> Any:
-    if isinstance(data, list):
-        return [_decode(d, env) for d in data]
-    if not isinstance(data, dict):
-        return data
-    ((kind, value),) = data.items()
-    match kind:
-        case "node":
-            return env[value]
-        case "tensor":
-            shape, stride, dtype, on_cpu = value
-            return Shape(shape, stride, getattr(torch, dtype), on_cpu).empty()
-        case "dtype":
-            return getattr(torch, value)
-        case "device":
-            return torch.device(value)
-        case "tuple":
-            return tuple(_decode(d, env) for d in value)
-        case "dict":
-            return {k: _decode(d, env) for k, d in value.items()}
-    raise PackageError(f"the package holds an argument of unknown kind {kind!r}.")
+def _decode(arg: Any, env: Mapping[str, fx.Node]) -> Any:
+    match arg:
+        case records.Ref(node=name):
+            return env[name]
+        case records.DtypeOf(dtype=name):
+            return getattr(torch, name)
+        case records.DeviceOf(device=name):
+            return torch.device(name)
+        case records.Args(items=items):
+            return _decode(items, env)
+        case records.Returned(values=values):
+            return {k: _decode(v, env) for k, v in values.items()}
+        case tuple():
+            return tuple(_decode(a, env) for a in arg)
+        case list():
+            return [_decode(a, env) for a in arg]
+    return arg
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """A dtype's name among torch's own."""
-    return str(dtype).removeprefix("torch.")
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+def _value(value: records.Tensor | records.Tensors) -> Any:
+    if isinstance(value, records.Tensors):
+        return tuple(tensor.empty() for tensor in value.items)
+    return value.empty()

@@ -13,15 +13,17 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from hybridiff_compile.capture.call import Signature
 from hybridiff_compile.entry import Entry
 from hybridiff_compile.errors import PackageError
 from hybridiff_compile.ir import Phase
+from hybridiff_compile.layout import dense_stride
 from hybridiff_compile.lower.flat import Flat, flatten
-from hybridiff_compile.package import codec, manifest
+from hybridiff_compile.package import codec, manifest, swap
+from hybridiff_compile.package.load import entries as read_back
 from hybridiff_compile.session import Session
 
 #: Writes one stage: (the stage, the same flat, its file, the package's file of weights).
@@ -72,9 +74,11 @@ def export(session: Session, folder: Path, kind: Literal["aot", "onnx"]) -> None
 
     Raises:
         PackageError: the folder exists, or cannot be written.
+        UnsupportedPipelineError: the denoiser's weights are quantized.
         BackendError: a package that writing needs is missing.
     """
-    entries, config, device = session.entries, session.config, session.device
+    entries, config, device = session.entries, session.config, session.ranks.device
+    own = swap.tensors_of(session.attachment.denoiser)
     write = _writer(kind, device)
     with _new(folder) as partial:
         stages = Stages(_SUFFIXES[kind])
@@ -89,27 +93,33 @@ def export(session: Session, folder: Path, kind: Literal["aot", "onnx"]) -> None
                 )
         for rank, programs in enumerate(ranks):
             (partial / f"rank{rank}.json").write_text(json.dumps(programs), encoding="utf-8")
-        save_file(_plain(stages.tensors()), partial / manifest.WEIGHTS)
+        tensors = stages.tensors()
+        save_file(_plain(tensors), partial / manifest.WEIGHTS)
         (partial / manifest.WEIGHTS).chmod(0o644)
         if kind == "onnx":  # for runtimes that keep a whole branch on one device
             for entry in entries.values():
                 stages.add(branch(entry))
         for number, (stage, flat) in enumerate(stages.flats.items()):
-            session.tell(f"writing stage {number + 1} of {len(stages.flats)}")
+            session.ranks.tell(f"writing stage {number + 1} of {len(stages.flats)}")
             write(stage, flat, partial / stages.file(stage), partial / manifest.WEIGHTS)
+        given = {**dict.fromkeys(manifest.Switching.model_fields), **config.given()}
         made = manifest.Manifest(
+            version=manifest.VERSION,
             format=kind,
             torch=torch.__version__,
             device=manifest.device_kind(device),
-            denoiser=type(session.denoiser).__name__,
+            denoiser=type(session.attachment.denoiser).__name__,
             mode=config.mode,
-            switching=config.given(),
+            switching=manifest.Switching(**given),
             ranks=manifest.RANKS,
             calls=tuple(_call(signature, entry) for signature, entry in entries.items()),
+            strides={name: dense_stride(tensor) for name, tensor in tensors.items()},
+            constants=tuple(name for name in tensors if name not in own),
             files=manifest.digests(partial),
         )
         text = made.model_dump_json(indent=1)
         (partial / manifest.MANIFEST).write_text(text, encoding="utf-8")
+        read_back(partial, made, tensors, lambda stage: nn.Identity())  # what is written is read
 
 
 def branch(entry: Entry) -> fx.GraphModule:
@@ -164,12 +174,12 @@ def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _call(signature: Signature, entry: Entry) -> manifest.Call:
     names, leaves, arguments = signature
 
-    def leaf(value: Any) -> manifest.Leaf:
+    def leaf(value: Any) -> manifest.TensorLeaf | manifest.ConstantLeaf:
         if isinstance(value, str):
-            return manifest.Leaf(constant=value)
+            return manifest.ConstantLeaf(constant=value)
         shape, stride, dtype, device = value
         name = codec.dtype_name(dtype)
-        return manifest.Leaf(shape=shape, stride=stride, dtype=name, device=str(device))
+        return manifest.TensorLeaf(shape=shape, stride=stride, dtype=name, device=str(device))
 
     return manifest.Call(
         names=names,

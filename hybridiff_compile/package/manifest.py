@@ -6,12 +6,25 @@ import hashlib
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, StringConstraints, TypeAdapter, model_validator
+from torch.utils import _pytree as pytree
 
+from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.errors import PackageError
+from hybridiff_compile.package.schema import (
+    Device,
+    Dtype,
+    Label,
+    Record,
+    Shape,
+    Stride,
+    Text,
+    check_layout,
+    read,
+)
 
 #: Of the manifest and the files it describes; a reader refuses any other.
 VERSION = 2
@@ -20,21 +33,32 @@ WEIGHTS = "weights.safetensors"
 RANKS = 2
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class TensorLeaf(Record):
+    """A tensor among the arguments of a call."""
+
+    shape: Shape
+    stride: Stride
+    dtype: Dtype
+    device: Device
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_layout(self.shape, self.stride)
+        return self
+
+    def empty(self, device: str = "meta") -> torch.Tensor:
+        """A tensor of that shape; on the meta device it takes no memory."""
+        dtype = getattr(torch, self.dtype)
+        return torch.empty_strided(self.shape, self.stride, dtype=dtype, device=device)
 
 
-class Leaf(_Record):
-    """One argument of a call: a tensor's shape, strides, dtype and device, or a constant's repr."""
+class ConstantLeaf(Record):
+    """Another argument of a call, by its repr."""
 
-    shape: tuple[int, ...] | None = None
-    stride: tuple[int, ...] | None = None
-    dtype: str | None = None
-    device: str | None = None
-    constant: str | None = None
+    constant: Text
 
 
-class Call(_Record):
+class Call(Record):
     """A call signature: names and leaves of the arguments, and the trees around them.
 
     Attributes:
@@ -44,15 +68,53 @@ class Call(_Record):
         rows: dimension of the rows of each argument, by name.
     """
 
-    names: tuple[str, ...]
-    leaves: tuple[Leaf, ...]
-    arguments: str
-    answer: str
-    answer_leaves: tuple[tuple[int, ...] | None, ...]
-    rows: dict[str, int]
+    names: Annotated[tuple[Label, ...], Field(min_length=1, max_length=1000)]
+    leaves: Annotated[tuple[TensorLeaf | ConstantLeaf, ...], Field(max_length=1000)]
+    arguments: Text
+    answer: Text
+    answer_leaves: Annotated[tuple[Shape | None, ...], Field(min_length=1, max_length=1000)]
+    rows: Annotated[
+        dict[Label, Annotated[int, Field(ge=0, le=15)]], Field(min_length=1, max_length=1000)
+    ]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.names) != len(self.leaves) or len(set(self.names)) != len(self.names):
+            raise ValueError("the names of its arguments are not one each")
+        tensors = self.made().tensors()
+        for name, dim in self.rows.items():
+            shape = tensors[name].shape if name in tensors else ()
+            if dim >= len(shape) or not shape[dim] or shape[dim] % RANKS:
+                raise ValueError(f"rows.{name}: it has no dimension {dim} that can be halved")
+        if not any(leaf is not None for leaf in self.answer_leaves):
+            raise ValueError("answer_leaves: the denoiser returns no tensor")
+        return self
+
+    def made(self) -> DenoiserCall:
+        """The call, with tensors on the meta device in place of its own."""
+        leaves = tuple(
+            leaf.empty() if isinstance(leaf, TensorLeaf) else leaf.constant for leaf in self.leaves
+        )
+        return DenoiserCall(self.names, leaves, pytree.treespec_leaf())
 
 
-class Manifest(_Record):
+_Steps = Annotated[int, Field(ge=1, lt=2**31)] | None
+
+
+class Switching(Record):
+    """The switching settings of `optimize`, None if not given; `Config` checks their values."""
+
+    L_slope: _Steps
+    eps_slope: float | None
+    k: _Steps
+    tau_cap: _Steps
+    tau1: _Steps
+    m: _Steps
+    tolerance: float | Label | None
+    estimator: Label | None
+
+
+class Manifest(Record):
     """What a package holds and what it was made with.
 
     Attributes:
@@ -65,19 +127,32 @@ class Manifest(_Record):
         mode, switching: of the run, as given to `optimize`.
         ranks: number of ranks; rank r's programs are in `rank<r>.json`.
         calls: the signatures that it serves.
+        strides: of every weight, by name, as the stages read it; the file has them contiguous.
+        constants: names of the weights that are the graphs' own, not the denoiser's.
         files: sha256 by name of every other file.
     """
 
-    version: Literal[2] = VERSION
+    version: Literal[2]
     format: Literal["aot", "onnx"]
-    torch: str
-    device: str
-    denoiser: str
-    mode: str
-    switching: dict[str, Any]
-    ranks: int
-    calls: tuple[Call, ...]
-    files: dict[str, str]
+    torch: Label
+    device: Label
+    denoiser: Label
+    mode: Label
+    switching: Switching
+    ranks: Literal[2]
+    calls: Annotated[tuple[Call, ...], Field(min_length=1, max_length=1000)]
+    strides: Annotated[dict[Label, Stride], Field(max_length=1_000_000)]
+    constants: Annotated[tuple[Label, ...], Field(max_length=1_000_000)]
+    files: Annotated[
+        dict[
+            Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")],
+            Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")],
+        ],
+        Field(max_length=10_000),
+    ]
+
+
+_MANIFEST: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 
 def device_kind(device: torch.device) -> str:
@@ -110,6 +185,8 @@ def check(folder: Path | str) -> Manifest:
         lack = "missing" if name in manifest.files else "not in the manifest"
         raise _broken(folder, f"{name} is {lack}")
     for name, digest in manifest.files.items():
+        if not (folder / name).is_file():
+            raise _broken(folder, f"{name} is no regular file")
         if _sha256(folder / name) != digest:
             raise _broken(folder, f"{name} is not as it was exported (sha256 differs)")
     return manifest
@@ -132,22 +209,12 @@ def check_machine(folder: Path, manifest: Manifest, device: torch.device) -> Non
 
 
 def _read(folder: Path) -> Manifest:
-    try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-    except OSError as e:
+    if not (folder / MANIFEST).is_file():
         raise PackageError(
-            f"{folder} is no package: {MANIFEST} cannot be read ({e.strerror}); name a folder that "
-            "export() wrote."
-        ) from e
-    try:
-        return Manifest.model_validate_json(text)
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "text"
-        raise PackageError(
-            f"{folder / MANIFEST}: {where} {str(first['input'])[:60]!r}: {first['msg']} "
-            f"(manifests of version {VERSION} are read here); export the package again."
-        ) from e
+            f"{folder} is no package: it has no {MANIFEST}; name a folder that export() wrote."
+        )
+    fix = f"manifests of version {VERSION} are read here, export the package again."
+    return read(folder / MANIFEST, _MANIFEST, fix)
 
 
 def _broken(folder: Path, what: str) -> PackageError:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,15 +19,17 @@ from statistics import quantiles
 import torch
 import torch.distributed as dist
 
-from hybridiff_compile import ops, placing
+from hybridiff_compile import links, ops, placing
 from hybridiff_compile.errors import ConfigError, WorkerError
 from hybridiff_compile.planning import clock, devices
-from hybridiff_compile.runtime import fleet
+from hybridiff_compile.runtime import spawn
+from hybridiff_compile.runtime.endings import ended
 
 #: Bytes of a message that shows the latency, and of one that shows the rate.
 SMALL, LARGE = 1 << 10, 1 << 22
 ROUNDS = 30
 _LAST_WORDS_SECONDS, _LAST_LINES = 5, 20
+_SECONDS = 120  # that all of it may take
 _TAG = 0
 
 
@@ -72,7 +75,7 @@ def _round_trips(device: torch.device, peer: torch.device) -> list[float]:
         store = Path(folder) / "store"
         with _echoing(store, peer) as failure:
             try:
-                ops.activate(ops.connect(_open(store), 0, 2, device, loopback=True))
+                ops.activate(links.connect(_open(store), 0, 2, device, loopback=True))
                 trips = [_trip(nbytes, device) for nbytes in (SMALL, LARGE)]
                 taken = [clock.samples([trip], device, ROUNDS)[0] for trip in trips]
                 # The quicker quarter: of the others some have waited for a processor.
@@ -103,11 +106,13 @@ def _echoing(store: Path, peer: torch.device) -> Iterator[Callable[[], str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=fleet.environment(),
+        env=spawn.environment(),
     )
     assert process.stdout is not None
 
     said: list[str] = []
+    end = threading.Timer(_SECONDS, process.kill)  # which ends every wait for it
+    end.start()
 
     def failure() -> str:
         try:
@@ -117,7 +122,7 @@ def _echoing(store: Path, peer: torch.device) -> Iterator[Callable[[], str]]:
             process.kill()
         said.extend(process.stdout or ())
         return (
-            f"the process that measures the link {fleet.ended(code)}; measure again, or state a "
+            f"the process that measures the link {ended(code)}; measure again, or state a "
             f"link in place of 'here'. It said last:\n{''.join(said[-_LAST_LINES:])}"
         )
 
@@ -127,6 +132,7 @@ def _echoing(store: Path, peer: torch.device) -> Iterator[Callable[[], str]]:
             raise WorkerError(failure())
         yield failure
     finally:
+        end.cancel()
         process.kill()
         process.wait()
         process.stdout.close()
@@ -144,7 +150,7 @@ def main() -> None:
         torch.cuda.set_device(device)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    ops.activate(ops.connect(_open(store), 1, 2, device, loopback=True))
+    ops.activate(links.connect(_open(store), 1, 2, device, loopback=True))
     for nbytes in (SMALL, LARGE):
         for _ in range(clock.WARM_UP + ROUNDS):
             back = ops.wait(ops.recv([nbytes], torch.uint8, device, 0, _TAG, ops.group_name(0, 1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -19,9 +20,8 @@ from hybridiff_compile.runtime.weights import Published
 #: Handles one denoiser call: (the denoiser's own forward, args, kwargs) -> what forward returns.
 Intercept = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
-#: Around one call of the pipeline; told whether the call was given anything that can be called,
-#: which may change the denoiser between two steps.
-Around = Callable[[bool], AbstractContextManager[None]]
+#: Around one call of the pipeline; given the arguments of that call.
+Around = Callable[..., AbstractContextManager[None]]
 
 #: Where a pipeline has its denoiser.
 PLACES = ("unet", "transformer")
@@ -131,6 +131,16 @@ class Attachment:
         self._routed = _join(denoiser, self)
 
     @property
+    def denoiser(self) -> nn.Module:
+        """The one whose calls are routed now."""
+        return self._routed.denoiser
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of what its forward takes."""
+        return self._routed.parameters
+
+    @property
     def has_turn(self) -> bool:
         """Whether this thread is within a `turn`, of this pipeline or of one that shares it."""
         return self._routed.owner == threading.get_ident()
@@ -175,6 +185,7 @@ class _Routed:
         self.owner: int | None = None
         self.intercept: Intercept | None = None
         self._published: Published | None = None
+        self.parameters = tuple(inspect.signature(self.own).parameters)
         functools.update_wrapper(self, self.own)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -234,14 +245,14 @@ def _subclass(pipe: Any, around: Around) -> type:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self is not pipe:
             return base.__call__(self, *args, **kwargs)
-        with around(any(map(callable, (*args, *kwargs.values())))):
+        with around(*args, **kwargs):
             return base.__call__(self, *args, **kwargs)
 
     def new(_: type, *args: Any, **kwargs: Any) -> Any:
         return base(*args, **kwargs)  # made by type(pipe)(...) or pipe.from_pipe(...): a plain one
 
     def reduce(self: Any, protocol: Any) -> Any:
-        function, args, *rest = base.__reduce_ex__(self, protocol)
+        function, args, *rest = base.__reduce_ex__(self, protocol)  # pyright: ignore
         return function, tuple(base if a is subclass else a for a in args), *rest
 
     # Saving a pipeline and many checks go by these names.

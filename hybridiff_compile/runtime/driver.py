@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from hybridiff_compile import ops
+from hybridiff_compile import links, ops
 from hybridiff_compile.config import Lowering
 from hybridiff_compile.errors import WorkerError
 from hybridiff_compile.ir import Phase, RankProgram, Variant
@@ -37,10 +37,16 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 class Driver:
-    """Runs steps on both ranks."""
+    """Runs steps on both ranks.
+
+    Attributes:
+        fleet: the worker.
+        late: whether a step may return before the worker's values are there.
+    """
 
     def __init__(self, fleet: Fleet, device: torch.device) -> None:
         self.fleet = fleet
+        self.late = links.are_late(fleet.groups)
         self._device = device
         self._sent_before = ops.sent_bytes()
         self._rank = Rank(device)
@@ -84,10 +90,10 @@ class Driver:
             self.fleet.send(messages.Load(key, transfer.dump(list(peer), names), how))
             with torch.no_grad(), one_thread(self._device):
                 finish = begin()
-                self.fleet.answer()
+                self.fleet.answer(compiles=True)
                 self.fleet.send(messages.Finish(key))
                 self._rank.load(key, finish())
-            self.fleet.answer()
+            self.fleet.answer(compiles=True)
         except BaseException:
             self.fleet.close()  # it may owe an answer that nobody will read
             raise
@@ -105,6 +111,7 @@ class Driver:
     def traffic(self) -> Traffic:
         """What both ranks have sent since the start, and their steps since this was last asked."""
         status = self.fleet.ask(messages.Ask())
+        self.fleet.watch.let_go()
         own = ops.sent_bytes() - self._sent_before + self.fleet.sent_bytes
         steps = (self._rank.take_steps(), status.steps)
         return Traffic(own + status.sent_bytes, status.rss_mb, steps)
@@ -131,17 +138,21 @@ class Driver:
             The prediction of both branches, [2B, ...]; guided, the late one of one, [B, ...].
 
         Raises:
-            WorkerError: the worker died or failed during the step.
+            WorkerError: the worker died, failed or gave no sign of life during the step.
             PhaseMismatchError: the ranks were out of step.
         """
         try:
-            return self._step(key, phase, step, values)
+            with self.fleet.watch.waiting():
+                prediction = self._step(key, phase, step, values)
+            self.fleet.rest()
+            if self.late:  # whoever reads the prediction waits for the worker
+                self.fleet.watch.keep()
+            return prediction
         except BaseException as e:
             # The ranks are out of step now, whatever happened: this fleet is not used again.
-            failed = isinstance(e, RuntimeError) and self.fleet.has_failed()
-            lost = self.fleet.failure() if failed else None
-            self.fleet.close()
+            lost = self.fleet.lost(e)
             ops.abandon()
+            self.fleet.close()
             if lost is not None:
                 raise lost from e
             raise

@@ -106,6 +106,18 @@ class Status:
 Message = Weights | Agree | Warm | Load | Finish | Unload | Step | Ask | Status
 
 
+def doing(message: Message) -> str | None:
+    """What a worker does that was sent this message, after "it failed"; None if that is little."""
+    match message:
+        case Step(_, phase, step):
+            return f"in phase {phase.name.lower()}, step {step}"
+        case Load() | Finish():
+            return "while it made its programs ready"
+        case Weights():
+            return "while it took over the weights"
+    return None
+
+
 def send(connection: Connection, message: Message) -> int:
     """Send a message; return its size in bytes."""
     data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)

@@ -6,7 +6,6 @@ import logging
 
 from hybridiff_compile.errors import WorkerError
 from hybridiff_compile.runtime.driver import Driver
-from hybridiff_compile.runtime.fleet import ended
 from hybridiff_compile.runtime.report import Traffic
 
 logger = logging.getLogger(__name__)
@@ -21,10 +20,10 @@ def before(driver: Driver | None) -> Traffic:
     try:
         return _now(driver)
     except WorkerError:
-        code = None if driver is None else driver.fleet.exit_code
-        if code is None:
+        how = None if driver is None else driver.fleet.end
+        if how is None:
             raise
-        logger.warning("the worker %s while idle; another is started", ended(code))
+        logger.warning("the worker %s while idle; another is started", how)
         return Traffic()
 
 
@@ -33,7 +32,9 @@ def after(driver: Driver | None) -> Traffic | None:
     try:
         return _now(driver)
     except WorkerError:
-        how = ended(None if driver is None else driver.fleet.exit_code)
+        if driver is not None and driver.late:
+            raise  # values of its last step may never have come
+        how = (driver and driver.fleet.end) or "was ended by the driver"
         what = "the picture is made, but the bytes sent for it are not known: the worker %s"
         logger.warning(what, how)
         return None

@@ -124,8 +124,7 @@ def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str]]:
     tensors, manifest, end = {}, {}, 0
     wrapped: Manifest = {}
     for name, tensor in _weights(module).items():
-        for inner, part in _opened(name, tensor, wrapped):
-            tensors[inner] = part
+        tensors.update(_opened(name, tensor, wrapped))
     for name, tensor in tensors.items():
         dense = torch.empty_like(tensor, device="meta")  # keeps strides, drops gaps
         address = tensor.data_ptr() if tensor.device.type == "cpu" else 0
@@ -137,7 +136,7 @@ def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str]]:
         for name, tensor in tensors.items():
             os.pwrite(file.fileno(), _memory(tensor.detach()), manifest[name].offset)
     storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=max(end, 1))
-    mapping = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+    mapping = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()  # pyright: ignore
     for name, tensor in tensors.items():
         if tensor.device.type == "cpu":
             with torch.inference_mode(tensor.is_inference()):  # it still says that it is one

@@ -10,7 +10,15 @@ from hybridiff_compile.bench import models, prepare
 from hybridiff_compile.bench.prepare import Wanted
 from hybridiff_compile.cli import app
 from hybridiff_compile.errors import ConfigError
-from hybridiff_compile.package.manifest import MANIFEST, Call, Leaf, Manifest
+from hybridiff_compile.package.manifest import (
+    MANIFEST,
+    VERSION,
+    Call,
+    ConstantLeaf,
+    Manifest,
+    Switching,
+    TensorLeaf,
+)
 
 runner = CliRunner()
 
@@ -18,23 +26,33 @@ runner = CliRunner()
 @pytest.fixture
 def folder(tmp_path):
     """A package that is whole, as far as its files go."""
-    files = {"rank0.json": b"{}", "rank1.json": b"{}", "stages/0.pt2": b"x" * 2_500_000}
+    files = {"rank0.json": b"{}", "rank1.json": b"{}", "0-stage0.pt2": b"x" * 2_500_000}
     for name, data in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    picture = Leaf(shape=(2, 4, 16, 16), stride=(1, 1, 1, 1), dtype="torch.float32", device="cpu")
-    step = Leaf(shape=(), stride=(), dtype="torch.int64", device="cpu")
-    leaves = (picture, step, Leaf(constant="False"))
-    call = Call(
-        names=("sample",), leaves=leaves, arguments="", answer="", answer_leaves=(), rows={}
+    picture = TensorLeaf(
+        shape=(2, 4, 16, 16), stride=(1024, 256, 16, 1), dtype="float32", device="cpu"
     )
+    step = TensorLeaf(shape=(), stride=(), dtype="int64", device="cpu")
+    leaves = (picture, step, ConstantLeaf(constant="False"))
+    call = Call(
+        names=("sample", "timestep", "return_dict"),
+        leaves=leaves,
+        arguments="*",
+        answer="*",
+        answer_leaves=((4, 16, 16),),
+        rows={"sample": 0},
+    )
+    given = dict.fromkeys(Switching.model_fields) | {"tau1": 4, "k": 3}
     made = Manifest(
         format="aot",
         torch="2.13.0",
         device="cpu x86_64 AVX2",
         denoiser="UNet2DConditionModel",
         mode="paper",
-        switching={"tau1": 4, "k": 3},
+        version=VERSION,
+        switching=Switching.model_validate(given),
+        strides={},
+        constants=(),
         ranks=2,
         calls=(call,),
         files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
@@ -52,11 +70,11 @@ def test_load_check_says_what_a_package_holds(folder):
         "format      aot, version 2",
         "made with   torch 2.13.0 for cpu x86_64 AVX2",
         "denoiser    UNet2DConditionModel",
-        "mode        paper (tau1=4, k=3), 2 ranks",
+        "mode        paper (k=3, tau1=4), 2 ranks",
         "call 0      2x4x16x16 float32, scalar int64",
+        "file           2.50 MB  0-stage0.pt2",
         "file           0.00 MB  rank0.json",
         "file           0.00 MB  rank1.json",
-        "file           2.50 MB  stages/0.pt2",
     ]
 
 

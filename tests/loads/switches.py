@@ -146,7 +146,9 @@ def load_ip_sd3(pipe: Any) -> None:
         attention |= {f"{index}.{name}": value for name, value in state.items()}
 
     def project() -> nn.Module:
-        return IPAdapterTimeImageProjection(32, inner, width, heads=1, num_queries=4, timestep_in_dim=32)
+        return IPAdapterTimeImageProjection(
+            32, inner, width, heads=1, num_queries=4, timestep_in_dim=32
+        )
 
     weights = {"image_proj": seeded(project).state_dict(), "ip_adapter": attention}
     pipe.load_ip_adapter(weights, "", "", image_encoder_folder=None)

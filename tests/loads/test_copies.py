@@ -92,4 +92,6 @@ def test_a_pipeline_made_of_its_class_is_plain(model: Any) -> None:
     ):
         assert type(other) is StableDiffusionXLPipeline
     assert isinstance(pipe, StableDiffusionXLPipeline)
-    assert type(StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)) is StableDiffusionXLImg2ImgPipeline
+    assert (
+        type(StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)) is StableDiffusionXLImg2ImgPipeline
+    )

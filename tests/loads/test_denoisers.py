@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,7 +19,7 @@ from diffusers.models import MultiControlNetModel
 from torch import nn
 
 import hybridiff_compile
-from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
+from hybridiff_compile.errors import ConfigError
 from tests.loads import switches
 from tests.loads.switches import apart, make
 
@@ -118,7 +117,7 @@ def test_a_denoiser_put_in_the_place_of_the_first_is_served(
             plain.unet = _Hooked(copy.deepcopy(second))
             assert (make(model) - make(plain)).abs().max() < 1e-3
         assert model.report.ranks == 1
-        assert "one rank runs this pipeline as it is: the denoiser is compiled" in caplog.text
+        assert "one rank runs this pipeline: the denoiser is compiled" in caplog.text
         pipe.unet = first
     assert "forward" not in vars(first)
 
@@ -146,7 +145,9 @@ def test_control_nets(nets: int) -> None:
         pipe = switches.sdxl()
         found = [switches.control_net(pipe, seed) for seed in range(nets)]
         net = MultiControlNetModel(found) if nets > 1 else found[0]
-        return StableDiffusionXLControlNetPipeline(**pipe.components, controlnet=net, add_watermarker=False)
+        return StableDiffusionXLControlNetPipeline(
+            **pipe.components, controlnet=net, add_watermarker=False
+        )
 
     pipe, plain = build(), build()
     images = [switches.picture()] * nets if nets > 1 else switches.picture()

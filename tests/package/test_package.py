@@ -1,7 +1,6 @@
 """Exported in one process, loaded in another: the same pictures, and nothing traced or compiled."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from onnxruntime import InferenceSession
 import hybridiff_compile
 from hybridiff_compile import package
 from hybridiff_compile.errors import ConfigError, HybridiffError, PackageError
-from hybridiff_compile.package.manifest import MANIFEST, WEIGHTS, digests
+from hybridiff_compile.package.manifest import MANIFEST, WEIGHTS
 from tests import pipelines
 
 NAME = "tiny-sd3"
@@ -45,7 +44,7 @@ with hybridiff_compile.load(sys.argv[1], pipe) as model:
         for seed in range(count):
             pipelines.latents(model, "{NAME}", seed, num_inference_steps=50)
         gc.collect()
-        worker = model._session._driver.fleet.ask(messages.Ask())
+        worker = model._session.ranks.driver.fleet.ask(messages.Ask())
         return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6, worker
     before, worker_before = run(3)
     after, worker = run(10)
@@ -54,22 +53,6 @@ torch.save(picture, sys.argv[2])
 print(phases, dict(counters["inductor"]), dict(counters["stats"]), dict(counters["frames"]))
 print(worker.compilations, worker.unwaited, ops.unwaited())
 """
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
-    """A package of both phases, and a picture that the exporting model made."""
-    folder = tmp_path_factory.mktemp("packages") / "shallow"
-    settings: Any = {"mode": "paper", "tau1": 2, "k": 2}
-    with hybridiff_compile.optimize(pipelines.shallow(), **settings) as model:
-        picture = pipelines.latents(model, NAME, **CALL)
-        hybridiff_compile.export(model, folder)
-    return folder, picture
-
-
-@pytest.fixture
-def copy(exported: tuple[Path, torch.Tensor], tmp_path: Path) -> Path:
-    return shutil.copytree(exported[0], tmp_path / "copy")
 
 
 def test_a_fresh_process_loads_it_without_tracing_or_compiling(
@@ -121,7 +104,9 @@ def test_loaded_programs_read_as_they_were(exported: tuple[Path, torch.Tensor]) 
     folder, _ = exported
     manifest = package.check(folder)
     pipe = pipelines.shallow()
-    (entry,) = package.entries(folder, manifest, pipe.transformer).values()
+    found, give_back = package.load(folder, manifest, pipe.transformer)
+    (entry,) = found.values()
+    give_back()
     with hybridiff_compile.optimize(pipe, mode="paper", tau1=2, k=2) as model:
         model.compile(**pipelines.settings(NAME, **CALL))
         assert "\n\n".join(map(str, entry.programs.values())) == model.graphs()
@@ -159,7 +144,7 @@ def test_missing_rank_missing_file_and_stray_file_are_refused(copy: Path) -> Non
         ("device", "cuda sm_90", "exported for device cuda sm_90, this is cpu"),
         ("version", 1, "version '1': .*manifests of version 2 are read here"),
         ("denoiser", "OtherModel", "exported from a OtherModel, the pipeline has a SD3Trans"),
-        ("surprise", 1, "surprise '1': Extra inputs are not permitted"),
+        ("surprise", 1, "surprise 1: Extra inputs are not permitted"),
     ],
 )
 def test_package_for_something_else_is_refused(
@@ -174,21 +159,11 @@ def test_package_for_something_else_is_refused(
 
 
 def test_folder_that_is_no_package_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PackageError, match=r"is no package: manifest.json cannot be read"):
+    with pytest.raises(PackageError, match=r"is no package: it has no manifest.json"):
         package.check(tmp_path)
     (tmp_path / MANIFEST).write_text("{")
     with pytest.raises(PackageError, match=r"manifest.json: text .*Invalid JSON"):
         package.check(tmp_path)
-
-
-def test_function_that_no_step_calls_is_refused(copy: Path) -> None:
-    programs = (copy / "rank0.json").read_text().replace('"target": "cat"', '"target": "eval"')
-    (copy / "rank0.json").write_text(programs)
-    manifest = json.loads((copy / MANIFEST).read_text())
-    manifest["files"] = digests(copy)
-    (copy / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(PackageError, match="the package calls 'eval'"):
-        hybridiff_compile.load(copy, pipelines.shallow())
 
 
 def test_other_weights_shapes_are_refused(exported: tuple[Path, torch.Tensor]) -> None:
@@ -230,7 +205,7 @@ def test_package_refused_for_one_weight_changes_none(
             weight.fill_(7)
     pipe.transformer.proj_out.half()
     with pytest.raises(PackageError, match="weight proj_out"):
-        package.entries(folder, package.check(folder), pipe.transformer)
+        package.load(folder, package.check(folder), pipe.transformer)
     assert all(weight.eq(7).all() for weight in pipe.transformer.parameters())
 
 

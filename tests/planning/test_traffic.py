@@ -69,7 +69,7 @@ def test_a_run_of_both_branches_in_a_batch_sends_about_as_many() -> None:
     assert traffic.batched_bytes(own, phases) == pytest.approx(report.bytes_sent, rel=0.05)
 
 
-CHANGING = ("sample", "timestep")
+CHANGING = ("sample_u", "sample_c", "timestep")
 PAPER = build_programs(toy.captured().program, "paper")
 
 
@@ -77,12 +77,12 @@ def test_embeddings_are_fed_once_and_the_cut_when_the_pipeline_begins() -> None:
     s, p, d = Phase.SERIAL, Phase.PIPELINED, Phase.DRAINED
     own = ["encoder_hidden_states_c", "added_text_embeds_c"]
     assert traffic.fed_in(PAPER, [s, s, p, p, d, s, d], CHANGING) == [
-        ["sample", "timestep", *own],
-        ["sample", "timestep"],
+        ["timestep", "sample_c", *own],
+        ["timestep", "sample_c"],
         ["timestep", "cut"],
         ["timestep"],
         ["timestep"],
-        ["sample", "timestep"],
+        ["timestep", "sample_c"],
         ["timestep", "cut"],
     ]
 
@@ -93,14 +93,14 @@ def test_bytes_of_a_step_are_its_links_and_what_is_fed() -> None:
     assert traffic.step_bytes(PAPER, Phase.SERIAL) == prediction
     assert traffic.step_bytes(PAPER, Phase.PIPELINED) == prediction + cut
     assert traffic.step_bytes(PAPER, Phase.DRAINED) == prediction
-    assert traffic.step_bytes(PAPER, Phase.SERIAL, ["sample"]) == 2 * prediction
+    assert traffic.step_bytes(PAPER, Phase.SERIAL, ["sample_c"]) == 2 * prediction
     assert traffic.step_bytes(PAPER, Phase.FORECAST) == 0
 
 
 def test_an_extrapolated_step_sends_nothing() -> None:
     exact = build_programs(toy.captured().program, "exact")
     s, f = Phase.SERIAL, Phase.FORECAST
-    assert traffic.fed_in(exact, [s, f, s], CHANGING)[1:] == [[], ["sample", "timestep"]]
+    assert traffic.fed_in(exact, [s, f, s], CHANGING)[1:] == [[], ["timestep", "sample_c"]]
     two = traffic.picture_bytes(exact, [s, s], CHANGING)
     assert traffic.picture_bytes(exact, [s, f, s], CHANGING) == two
     assert traffic.picture_bytes(exact, [s], CHANGING) < two

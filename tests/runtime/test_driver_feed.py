@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from hybridiff_compile import links as joins
 from hybridiff_compile import lower, ops
 from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import Phase, RankProgram
@@ -18,6 +19,7 @@ from hybridiff_compile.passes import build_programs
 from hybridiff_compile.runtime import messages, weights
 from hybridiff_compile.runtime.driver import Driver, one_thread
 from hybridiff_compile.runtime.fleet import Fleet
+from hybridiff_compile.runtime.pulse import Watch
 from hybridiff_compile.worker import Worker
 from tests import toy
 from tests.loopback import Pair, pair
@@ -29,9 +31,10 @@ KEY = 3
 class Recorder:
     """A fleet that remembers what it was told to send."""
 
-    def __init__(self, connection: Connection, groups: ops.Groups) -> None:
+    def __init__(self, connection: Connection, groups: joins.Groups) -> None:
         self.groups, self.sent_bytes, self.messages = groups, 0, []
         self._connection = connection
+        self.watch = Watch(Pipe()[0], None, 60, connection.close)
 
     def send(self, message: messages.Message) -> None:
         self.messages.append(message)
@@ -41,13 +44,17 @@ class Recorder:
         self.send(message)
         return self.answer()
 
-    def answer(self) -> messages.Message:
+    def answer(self, *, compiles: bool = False) -> messages.Message:
         return messages.receive(self._connection)
 
-    def has_failed(self) -> bool:
-        return False
+    def rest(self) -> None:
+        pass
+
+    def lost(self, error: BaseException) -> None:
+        pass
 
     def close(self) -> None:
+        self.watch.stop()
         self._connection.close()
 
     @property
@@ -84,7 +91,7 @@ class Served:
 def served(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Served]:
-    monkeypatch.setattr(ops, "_card", lambda device: "the only card")
+    monkeypatch.setattr(joins, "_card", lambda device: "the only card")
     with pair({}, request.param) as ranks:
         served = Served(ranks, tmp_path / "weights", request.param)
         yield served

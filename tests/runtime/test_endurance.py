@@ -20,7 +20,7 @@ def rss_mb() -> float:
 
 
 def worker_status(model: Any) -> messages.Status:
-    return model._session._driver.fleet.ask(messages.Ask())
+    return model._session.ranks.driver.fleet.ask(messages.Ask())
 
 
 def test_500_steps_leave_nothing_behind() -> None:
@@ -59,7 +59,7 @@ def test_the_ranks_share_one_host_copy_of_the_weights() -> None:
     model: Any
     with hybridiff_compile.optimize(pipe) as model:
         pipelines.latents(model, "sdxl-small", num_inference_steps=2)
-        worker = model._session._driver.fleet._process.pid
+        worker = model._session.ranks.driver.fleet._process.pid
         for pid in ("self", worker):
             assert mapped_kb(pid, "Rss") > 0.95 * weights_kb
         both = mapped_kb("self", "Pss") + mapped_kb(worker, "Pss")

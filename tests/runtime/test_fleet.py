@@ -18,9 +18,9 @@ import pytest
 import torch
 
 import hybridiff_compile
-from hybridiff_compile import ops
+from hybridiff_compile import links, ops
 from hybridiff_compile.errors import SpaceError, WorkerError
-from hybridiff_compile.runtime import fleet, messages
+from hybridiff_compile.runtime import endings, fleet, messages, spawn
 from hybridiff_compile.runtime.weights import weights_file
 from tests import pipelines
 
@@ -42,7 +42,7 @@ def wait_until_gone(pid: int, seconds: float = 30) -> bool:
 
 
 def worker_pid(model: Any) -> int:
-    return model._session._driver.fleet._process.pid
+    return model._session.ranks.driver.fleet._process.pid
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_launched_rank_that_died_is_an_error_every_time(
 ) -> None:
     pipelines.latents(model, NAME)
     kill_idle_worker(model)
-    workers = model._session._driver.fleet
+    workers = model._session.ranks.driver.fleet
     monkeypatch.setattr(workers, "_process", None)  # as under torchrun, which also hands out
     monkeypatch.setattr(model._session, "_start", lambda meanwhile: workers)  # the same one again
     for _ in range(2):
@@ -148,7 +148,7 @@ def test_a_worker_that_fails_shows_its_last_lines(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipelines.latents(model, NAME)
-    workers = model._session._driver.fleet
+    workers = model._session.ranks.driver.fleet
     own = workers.send
 
     def send(message: messages.Message) -> None:
@@ -174,7 +174,7 @@ def test_the_worker_ends_with_the_model() -> None:
 
 
 def test_a_worker_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "environment", lambda: {**os.environ, "PYTHONHOME": "/nowhere"})
+    monkeypatch.setattr(spawn, "environment", lambda: {**os.environ, "PYTHONHOME": "/nowhere"})
     with pytest.raises(WorkerError, match="rank 1 ended with exit code 1"):
         hybridiff_compile.optimize(pipelines.load(NAME))
 
@@ -190,7 +190,7 @@ def announce(pipe, step, t, values):
     return values
 
 model = hybridiff_compile.optimize(pipelines.load("tiny-sd3"), mode="exact")
-print("worker", model._session._driver.fleet._process.pid, flush=True)
+print("worker", model._session.ranks.driver.fleet._process.pid, flush=True)
 pipelines.latents(model, "tiny-sd3", num_inference_steps=900, callback_on_step_end=announce)
 print("end of the script", flush=True)
 """
@@ -268,7 +268,7 @@ def test_the_weights_file_has_no_name_that_could_be_left_behind(
     ],
 )
 def test_how_a_worker_ended(code: int | None, says: str) -> None:
-    assert fleet.ended(code) == says
+    assert endings.ended(code) == says
 
 
 def test_a_script_that_forgets_to_close_leaves_no_worker() -> None:
@@ -283,16 +283,21 @@ def test_a_script_that_forgets_to_close_leaves_no_worker() -> None:
 
 
 def test_a_worker_that_dies_while_connecting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    own, killed = fleet._hello, []
+    own, killed, spawned, popen = fleet._answer, [], [], subprocess.Popen
 
-    def hello_then_kill(connection: Any, process: subprocess.Popen, log: Path) -> None:
-        own(connection, process, log)
-        process.kill()
-        process.wait()  # a dying process may still be connected to, for a moment
+    def spawn_and_note(*args: Any, **settings: Any) -> subprocess.Popen:
+        spawned.append(popen(*args, **settings))
+        return spawned[-1]
+
+    def hello_then_kill(*args: Any) -> None:
+        own(*args)
+        spawned[-1].kill()
+        spawned[-1].wait()  # a dying process may still be connected to, for a moment
         killed.append(time.monotonic())
 
-    monkeypatch.setattr(fleet, "_hello", hello_then_kill)
-    monkeypatch.setattr(fleet.ops, "CONNECT_TIMEOUT", timedelta(seconds=3))
+    monkeypatch.setattr(subprocess, "Popen", spawn_and_note)
+    monkeypatch.setattr(fleet, "_answer", hello_then_kill)
+    monkeypatch.setattr(links, "CONNECT_TIMEOUT", timedelta(seconds=3))
     with pytest.raises(WorkerError, match="rank 1"):
         hybridiff_compile.optimize(pipelines.load(NAME))
     assert time.monotonic() - killed[0] < 25  # the start before it takes as long as it takes

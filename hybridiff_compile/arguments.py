@@ -1,0 +1,110 @@
+"""What a user passes in a call, checked where the pipeline itself would go on with nonsense.
+
+What the pipeline refuses is left to it: its own error names its own argument.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from hybridiff_compile.errors import ConfigError
+
+# A pipeline's processor of pictures takes any other word for "np".
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def check_call(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments of a pipeline's call that it would take, and make no picture of.
+
+    Args:
+        pipe: a diffusers pipeline.
+        args, kwargs: of its call.
+
+    Raises:
+        ConfigError: a number that is none (NaN, or an infinite scale), a count of steps that is
+            not at least 1, or an output type that the pipeline would take for another one.
+    """
+    call = type(pipe).__call__
+    try:
+        given = inspect.signature(call).bind_partial(pipe, *args, **kwargs).arguments
+    except TypeError:  # the pipeline says it better
+        return
+    for name, value in given.items():
+        numbers = value if isinstance(value, list | tuple) else (value,)
+        for number in numbers:
+            _check_number(name, number)
+    times = [given[name] for name in ("timesteps", "sigmas") if given.get(name) is not None]
+    if any(isinstance(some, list | tuple) and not some for some in times):
+        raise ConfigError("timesteps and sigmas: a picture takes at least one step, pass some.")
+    if not times:  # they replace the count
+        _check_steps(given.get("num_inference_steps", 1))
+    _check_output_type(pipe, given.get("output_type"))
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        ConfigError: it names the value.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} must be True or False.")
+
+
+def check_path(name: str, value: Any) -> Path:
+    """A path from a str or a path.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise ConfigError(f"{name}={value!r} is not a path; pass a str or a pathlib.Path.")
+    if not str(value) or "\0" in str(value):
+        raise ConfigError(f"{name}={str(value)!r} cannot be a path; name a folder.")
+    return Path(value)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, Real) or isinstance(value, Integral):
+        return
+    if math.isnan(value) or ("scale" in name and math.isinf(value)):
+        raise ConfigError(
+            f"{name}={value!r} is no number to compute with, and gives no picture; pass a finite "
+            "number."
+        )
+
+
+def _check_steps(steps: Any) -> None:
+    if isinstance(steps, Integral) and (isinstance(steps, bool) or steps < 1):
+        raise ConfigError(
+            f"num_inference_steps={steps!r}: a picture takes at least one step; pass a whole "
+            "number, such as 50."
+        )
+
+
+def _check_output_type(pipe: Any, output: Any) -> None:
+    if not isinstance(output, str) or output in _OUTPUT_TYPES:
+        return
+    source = _source(type(pipe).__module__)
+    if source and f'"{output}"' not in source and f"'{output}'" not in source:
+        raise ConfigError(
+            f"output_type={output!r} is none that {type(pipe).__name__} knows; choose one of "
+            f"{', '.join(_OUTPUT_TYPES)}."
+        )
+
+
+@functools.lru_cache
+def _source(module: str) -> str:
+    """A module's source; "" if it cannot be had."""
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):
+        return ""

@@ -1,0 +1,52 @@
+"""One package for the tests: of the paper's mode, which has nodes and states of every kind."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hybridiff_compile
+from hybridiff_compile.package.manifest import MANIFEST, digests
+from tests import pipelines
+
+NAME = "tiny-sd3"
+CALL = {"num_inference_steps": 6}
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    """A package of all phases, and a picture that the exporting model made.
+
+    Its convolution is channels_last, which the pipelines that load it are not.
+    """
+    folder = tmp_path_factory.mktemp("packages") / "shallow"
+    settings: Any = {"mode": "paper", "tau1": 2, "k": 2}
+    pipe = pipelines.shallow()
+    pipe.transformer.to(memory_format=torch.channels_last)
+    with hybridiff_compile.optimize(pipe, **settings) as model:
+        picture = pipelines.latents(model, NAME, **CALL)
+        hybridiff_compile.export(model, folder)
+    return folder, picture
+
+
+@pytest.fixture
+def copy(exported: tuple[Path, torch.Tensor], tmp_path: Path) -> Path:
+    return shutil.copytree(exported[0], tmp_path / "copy")
+
+
+@pytest.fixture
+def rewrite(copy: Path) -> Callable[[str, bytes], None]:
+    """Write a file of the copy, with hashes that match."""
+
+    def to(name: str, data: bytes) -> None:
+        (copy / name).write_bytes(data)
+        if name != MANIFEST:
+            manifest = json.loads((copy / MANIFEST).read_text())
+            manifest["files"] = digests(copy)
+            (copy / MANIFEST).write_text(json.dumps(manifest))
+
+    return to

@@ -1,0 +1,396 @@
+"""A package whose files are not as written, though their hashes match, is refused whole."""
+
+from __future__ import annotations
+
+import copy as copying
+import io
+import json
+import os
+import random
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hybridiff_compile
+from hybridiff_compile.errors import HybridiffError, PackageError
+from hybridiff_compile.package import schema
+from hybridiff_compile.package.manifest import MANIFEST, WEIGHTS
+from tests import pipelines
+
+FILES = (MANIFEST, "rank0.json", "rank1.json")
+Place = tuple[Any, ...]
+Rewrite = Callable[[str, bytes], None]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return pipelines.shallow()
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this process, its workers and torch's own code make temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+@pytest.fixture
+def refused(copy: Path, pipe: Any, temporary: Path) -> Iterator[Callable[[], str]]:
+    """Loads the copy, which must be refused; nothing of the attempt may stay."""
+    own = {name: (t.data_ptr(), t.clone()) for name, t in pipe.transformer.state_dict().items()}
+
+    def load() -> str:
+        with pytest.raises(PackageError) as e:
+            hybridiff_compile.load(copy, pipe).close()
+        assert e.value.__class__ is PackageError
+        assert str(copy) in str(e.value)  # the file, or the folder of two that disagree
+        assert len(str(e.value)) < 1000
+        return str(e.value)
+
+    yield load
+    assert "forward" not in vars(pipe.transformer)
+    assert not list(temporary.iterdir())
+    for name, tensor in pipe.transformer.state_dict().items():
+        pointer, value = own[name]
+        assert tensor.data_ptr() == pointer
+        assert torch.equal(tensor, value)
+
+
+def places(value: Any, at: Place = ()) -> Iterator[Place]:
+    """Every path into a JSON value but the empty one."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, child in pairs:
+        yield (*at, key)
+        if isinstance(child, dict | list):
+            yield from places(child, (*at, key))
+
+
+def get(value: Any, at: Place) -> Any:
+    for key in at:
+        value = value[key]
+    return value
+
+
+def kind(data: Any, at: Place) -> Place:
+    """Paths of one kind differ in their indices only, and lie in nodes that do the same."""
+    kinds: list[Any] = []
+    for depth, key in enumerate(at):
+        parent = get(data, at[:depth])
+        kinds.append("*" if isinstance(parent, list) else key)
+        if isinstance(parent, list) and isinstance(parent[key], dict):
+            kinds.append((parent[key].get("op"), str(parent[key].get("target"))))
+    return tuple(kinds)
+
+
+def deep(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def changes(value: Any, at: Place) -> Iterator[Any]:
+    """Values that can never stand in the place of this one."""
+    for new in (None, True, "x", -1, 2**50, 1.5, [], {}, deep(150), {"surprise": 1}):
+        if type(new) is not type(value) or (isinstance(new, int) and new is not True):
+            if at[0] == "switching" and (new is None or value is None):
+                continue  # a setting that is not given
+            yield new
+    if isinstance(value, dict):
+        yield {**value, "surprise": 1}
+    if isinstance(value, float | int):
+        yield float("nan")  # as a word that JSON does not have
+
+
+def mutations(data: Any, seed: int) -> Iterator[tuple[Place, Any]]:
+    """(path, changed data): one path of each kind, removed, and of each other type."""
+    by_kind: dict[Place, list[Place]] = {}
+    for at in places(data):
+        by_kind.setdefault(kind(data, at), []).append(at)
+    pick = random.Random(seed)
+    for those in by_kind.values():
+        at = pick.choice(those)
+        for new in changes(get(data, at), at):
+            changed = copying.deepcopy(data)
+            get(changed, at[:-1])[at[-1]] = new
+            yield at, changed
+        removed = copying.deepcopy(data)
+        del get(removed, at[:-1])[at[-1]]
+        yield at, removed
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_field_that_is_changed_is_refused(
+    name: str, copy: Path, rewrite: Rewrite, refused: Callable[[], str]
+) -> None:
+    data, count, wrong = json.loads((copy / name).read_text()), 0, []
+    for at, changed in mutations(data, seed=0):
+        rewrite(name, json.dumps(changed).encode())
+        count += 1
+        try:
+            refused()
+        except BaseException as e:
+            wrong.append(f"{'.'.join(map(str, at))}: {type(e).__name__} {str(e)[:200]}")
+    assert not wrong, "\n".join([f"{len(wrong)} of {count}", *wrong])
+    assert count > 300
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", "text"),
+        (b"{", "text"),
+        (b"no json", "text"),
+        (b"\xff\xfe\x00", "text"),
+        (b"[" * 200_000, "recursion"),
+        (b'{"a":' * 200_000, "recursion"),
+        (b"NaN", ""),
+        (b"9" * 100_000, ""),
+        (b"null", ""),
+        (b'"' + b"x" * 100_000 + b'"', ""),
+    ],
+    ids=lambda value: ascii(value[:6]) if isinstance(value, bytes) else "",
+)
+def test_file_that_holds_something_else_is_refused(
+    name: str, text: bytes, says: str, copy: Path, rewrite: Rewrite, refused: Callable[[], str]
+) -> None:
+    rewrite(name, text)
+    message = refused()
+    assert str(copy / name) in message
+    assert says in message
+    assert "export" in message  # what to do
+
+
+def test_too_large_a_file_is_refused_unread(
+    rewrite: Rewrite, refused: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "MOST_BYTES", 100_000)
+    rewrite("rank0.json", b" " * 100_001)
+    assert re.search(r"rank0.json: it has 100001 bytes, at most 100000", refused())
+
+
+def edit(node: str, **change: Any) -> Callable[[Any], None]:
+    """Change a field of a node of the serial program."""
+
+    def apply(data: Any) -> None:
+        (found,) = [n for n in data[0]["SERIAL"]["nodes"] if n["name"] == node]
+        found.update(change)
+
+    return apply
+
+
+def at(path: str, value: Any) -> Callable[[Any], None]:
+    keys = [int(key) if key.isdigit() else key for key in path.split(".")]
+
+    def apply(data: Any) -> None:
+        get(data, tuple(keys[:-1]))[keys[-1]] = value
+
+    return apply
+
+
+def args(*items: Any) -> Any:
+    return {"tuple": list(items)}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        # What is executed.
+        ("rank0.json", edit("cat", op="call_method", target="__reduce__"), "no kind of node"),
+        ("rank0.json", edit("cat", op="get_attr", target="stage0"), "no kind of node"),
+        ("rank0.json", edit("cat", op="call_function", target="eval"), "no kind of node"),
+        ("rank0.json", edit("cat", kwargs={"dim": 0}), "Extra inputs"),
+        ("rank0.json", edit("stamp", target="a=print(1)"), "pattern"),
+        ("rank0.json", edit("stamp", target="b"), "its target is b"),
+        ("rank0.json", edit("cut", target="forward"), "no child of this graph"),
+        ("rank0.json", at("0.SERIAL.children.forward", {"kind": "stage"}), "Field required"),
+        ("rank0.json", edit("cat", name="print"), "no earlier node"),
+        # Where a file lies.
+        ("rank0.json", at("0.SERIAL.children.stage0.file", "../0-stage0.pt2"), "pattern"),
+        ("rank0.json", at("0.SERIAL.children.stage0.file", "7-stage0.pt2"), "no file of the pack"),
+        ("rank0.json", at("0.SERIAL.children.stage0.weights", ["a"]), f"{WEIGHTS} has no a"),
+        # Shapes.
+        (
+            "rank0.json",
+            edit("stamp", value={"tensor": [[2**31 - 1] * 3, [1] * 3, "int64"]}),
+            "stamp",
+        ),
+        (
+            "rank0.json",
+            edit("stamp", value={"tensor": [[2**20] * 2, [2**20, 1], "int64"]}),
+            "more than",
+        ),
+        ("rank0.json", edit("stamp", value={"tensor": [[-2], [1], "int64"]}), "greater than or eq"),
+        ("rank0.json", edit("stamp", value={"tensor": [[2**50], [1], "int64"]}), "less than"),
+        ("rank0.json", edit("stamp", value={"tensor": [[2], [1, 1], "int64"]}), "1 dimensions but"),
+        ("rank0.json", edit("stamp", value={"tensor": [[2], [1], "qint8"]}), "no plain tensors"),
+        ("rank0.json", edit("stamp", value={"tensor": [[2], [1], "load"]}), "no dtype of torch"),
+        ("rank0.json", edit("stamp", value={"tensor": [[3], [1], "int64"]}), "int64.3., not int"),
+        ("rank0.json", at("0.SERIAL.children.pack.nbytes", 36928), "do not lie as they are packed"),
+        ("rank0.json", at("0.SERIAL.children.pack.slots.0.stride.0", 2**30), "do not lie as they"),
+        (MANIFEST, at("calls.0.leaves.0.shape.2", 24), "hidden_states_u"),
+        (MANIFEST, at("calls.0.leaves.0.stride.2", 32), "has strides"),
+        (MANIFEST, at("calls.0.leaves.0.shape", [2**30] * 2 + [16] * 2), "more than"),
+        (MANIFEST, at("calls.0.rows.hidden_states", 9), "no dimension 9 that can be halved"),
+        (MANIFEST, at("calls.0.answer_leaves.0.0", 5), "prediction is"),
+        (MANIFEST, at("strides.pos_embed", [1, 2]), "it has no pos_embed"),
+        (MANIFEST, at("strides", {}), "the manifest has no "),
+        (MANIFEST, at("constants", ["nothing"]), "it has no nothing"),
+        # What ranks and phases hand each other.
+        ("rank0.json", edit("recv_eps_c", name="stamp"), "another node has its name"),
+        (
+            "rank1.json",
+            edit("send_eps_c", args=args({"node": "eps_c"}, 1, 0, "data1to0")),
+            "itself",
+        ),
+        (
+            "rank1.json",
+            edit("send_stamp0", args=args({"node": "stamp"}, 0, 3, "stamp1to0")),
+            "V2",
+        ),
+        (
+            "rank1.json",
+            edit("send_stamp0", args=args({"node": "stamp"}, 0, 65536, "data1to0")),
+            "V2",
+        ),
+        (
+            "rank1.json",
+            edit("guard0", args=args({"node": "stamp"}, {"node": "wait_stamp0"}, 1, 0)),
+            "it guards phase 1, not 0",
+        ),
+        ("rank0.json", at("0.SERIAL.contract.new_state", []), "no phase of rank 0 keeps it"),
+        ("rank0.json", at("0.SERIAL.contract.results", []), "0 results"),
+        ("rank0.json", at("0.PIPELINED.contract.inputs", ["stamp"]), "V1"),
+        # The tree of an answer: torch's own reader would import what a context names.
+        (MANIFEST, at("calls.0.answer", "[" * 200_000), "String should have at most"),
+        (MANIFEST, at("calls.0.answer", "[" * 60_000), "no tree of tuples"),
+        (MANIFEST, at("calls.0.answer", '[2, {"type": null}]'), "no tree of tuples"),
+        (
+            MANIFEST,
+            at(
+                "calls.0.answer",
+                json.dumps(
+                    [
+                        1,
+                        {
+                            "type": "builtins.dict",
+                            "context": '[{"__enum__": true, "fqn": "antigravity:x", "name": "a"}]',
+                            "children_spec": [{"type": None, "context": None, "children_spec": []}],
+                        },
+                    ]
+                ),
+            ),
+            "its keys, or null",
+        ),
+        (
+            MANIFEST,
+            at(
+                "calls.0.answer",
+                json.dumps(
+                    [1, {"type": "collections.deque", "context": "null", "children_spec": []}]
+                ),
+            ),
+            "no tuple, list or dict",
+        ),
+        (MANIFEST, at("mode", "exact"), "mode exact runs SERIAL"),
+        (MANIFEST, at("mode", "asyncdiff"), "mode asyncdiff runs SERIAL"),
+        (MANIFEST, at("switching.m", 2), "m=2 is for mode"),
+        (MANIFEST, at("ranks", 3), "Input should be 2"),
+        (MANIFEST, at("format", "zip"), "Input should be 'aot' or 'onnx'"),
+    ],
+)
+def test_what_no_writer_writes_is_refused_with_its_reason(
+    name: str,
+    change: Callable[[Any], None],
+    says: str,
+    copy: Path,
+    rewrite: Rewrite,
+    refused: Callable[[], str],
+) -> None:
+    data = json.loads((copy / name).read_text())
+    change(data)
+    rewrite(name, json.dumps(data).encode())
+    assert says in refused()
+
+
+def test_call_that_is_there_twice_is_refused(
+    copy: Path, rewrite: Rewrite, refused: Callable[[], str]
+) -> None:
+    for name in ("rank0.json", "rank1.json"):
+        rewrite(name, json.dumps(json.loads((copy / name).read_text()) * 2).encode())
+    assert "programs for 2 calls" in refused()
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["calls"] *= 2
+    rewrite(MANIFEST, json.dumps(manifest).encode())
+    assert "calls.1 is there twice" in refused()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"\xff" * 100, bytes([255] * 7 + [127]) + b"{}"], ids=len
+)
+def test_weights_that_are_none_are_refused(
+    data: bytes, rewrite: Rewrite, refused: Callable[[], str]
+) -> None:
+    rewrite(WEIGHTS, data)
+    assert f"{WEIGHTS}: it holds no weights" in refused()
+
+
+@pytest.mark.parametrize("how", ["no archive", "empty archive", "no code", "cut code"])
+def test_stage_that_cannot_be_loaded_is_refused(
+    how: str, copy: Path, rewrite: Rewrite, refused: Callable[[], str]
+) -> None:
+    """By then the worker is there: it ends, too."""
+    data = io.BytesIO()
+    with (
+        zipfile.ZipFile(copy / "0-stage0.pt2") as old,
+        zipfile.ZipFile(data, "w") as new,
+    ):
+        for member in old.namelist() if how.endswith("code") else ():
+            is_code = member.endswith(".so")
+            if not is_code or how == "cut code":
+                new.writestr(member, old.read(member)[: 1000 if is_code else None])
+    rewrite("0-stage0.pt2", b"no archive" if how == "no archive" else data.getvalue())
+    assert "0-stage0.pt2: it is no stage that can be loaded here" in refused()
+
+
+def test_folder_or_pipe_in_the_place_of_a_file_is_refused(
+    copy: Path, refused: Callable[[], str]
+) -> None:
+    (copy / "rank1.json").unlink()
+    os.mkfifo(copy / "rank1.json")  # to read it would never end
+    assert "rank1.json is no regular file" in refused()
+    (copy / MANIFEST).unlink()
+    os.mkfifo(copy / MANIFEST)
+    assert "has no manifest.json" in refused()
+
+
+def test_loading_and_restoring_leaves_nothing_on_disk(
+    copy: Path, pipe: Any, temporary: Path
+) -> None:
+    """Nor does a worker that is killed: its stages are mapped, and their files are gone."""
+    call: Any = {"num_inference_steps": 4, "height": 128, "width": 128}
+    model = hybridiff_compile.load(copy, pipe)
+    pipelines.latents(model, "tiny-sd3", **call)
+    assert not list(temporary.glob("*stage*"))
+    assert not list(temporary.glob("aotinductor*"))
+    driver = model.session()._driver
+    assert driver is not None
+    process = driver.fleet._process
+    assert process is not None
+    process.kill()
+    with pytest.raises(HybridiffError):
+        pipelines.latents(model, "tiny-sd3", **call)
+    pipelines.latents(model, "tiny-sd3", **call)
+    model.restore()
+    assert not list(temporary.glob("hybridiff*"))
+    assert not list(temporary.glob("aotinductor*"))

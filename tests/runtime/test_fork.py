@@ -1,0 +1,182 @@
+"""A process that forks after `optimize`, as a preloading server does: the parent sees nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.test_fleet import read_until, script, wait_until_gone
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SETUP = """
+import importlib.util
+find_spec = importlib.util.find_spec
+# onnxruntime, which diffusers imports, hangs at the normal end of any forked child, without us too.
+importlib.util.find_spec = lambda name, *a: None if name == "onnxruntime" else find_spec(name, *a)
+import gc, multiprocessing, os, sys, time
+import torch
+import hybridiff_compile
+from hybridiff_compile.errors import ClosedError
+from tests import pipelines
+
+torch.set_num_threads(1)  # else the child would wait for OpenMP's threads, which are not there
+
+def make(pipe, **call):
+    return pipelines.latents(pipe, "tiny-sd3", num_inference_steps=3, **call)
+
+def child(act, end=os._exit):
+    pid = os.fork()
+    if pid == 0:
+        code = 3
+        try:
+            act()
+            code = 0
+        finally:
+            end(code)
+    assert os.waitpid(pid, 0)[1] == 0, act
+
+def refused():
+    for use in (lambda: make(model), lambda: model.compile(**pipelines.settings("tiny-sd3"))):
+        begin = time.monotonic()
+        try:
+            use()
+        except ClosedError as e:
+            assert "is a fork of process" in str(e) and str(os.getppid()) in str(e), e
+            assert time.monotonic() - begin < 1
+        else:
+            raise AssertionError("a child has used its parent's worker")
+
+pipe = pipelines.load("tiny-sd3")
+model = hybridiff_compile.optimize(pipe, mode="exact")
+print("worker", model._session.ranks.driver.fleet._process.pid, flush=True)
+"""
+
+FORKS = """
+worker = model._session.ranks.driver.fleet._process.pid
+
+def forget():
+    global model, pipe
+    del model, pipe
+    gc.collect()
+
+def started_anew():
+    model.restore()
+    with hybridiff_compile.optimize(pipe, mode="exact") as own:
+        assert own._session.ranks.driver.fleet._process.pid != worker
+        assert torch.equal(make(own), picture)
+
+child(refused)  # before the first load
+picture = make(model)
+for act in (refused, forget, model.restore, lambda: None):
+    for end in (os._exit, sys.exit):
+        child(act, end)
+    assert torch.equal(make(model), picture), act
+child(started_anew, sys.exit)
+assert torch.equal(make(model), picture)
+
+context = multiprocessing.get_context("fork")
+for act in (refused, forget):
+    process = context.Process(target=act)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert torch.equal(make(model), picture), act
+
+def fork_within(pipe, step, t, values):
+    if step == 1:
+        child(refused_in_the_middle)
+        child(lambda: None, sys.exit)
+    return values
+
+def refused_in_the_middle():  # by the thread that a call of the parent's holds up, and another
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(1) as other:
+        other.submit(refused).result(10)
+    refused()
+    model.restore()
+
+assert torch.equal(make(model, callback_on_step_end=fork_within), picture)
+assert torch.equal(make(model), picture)
+assert model._session.ranks.driver.fleet._process.pid == worker
+model.restore()
+print("the parent is as it was", flush=True)
+"""
+
+
+def test_forked_children_are_told_and_the_parent_sees_nothing() -> None:
+    run = [sys.executable, "-W", "error::ResourceWarning", "-c", SETUP + FORKS]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the parent is as it was" in done.stdout
+    assert not re.search("terminate called|Enforce|while idle|unwaited", done.stderr), done.stderr
+
+
+GOES_ON = """
+def go_on(pipe, step, t, values):
+    if os.getpid() == child_of[0]:
+        print("step", step, flush=True)
+    if step == 0 and os.fork() == 0:
+        child_of.append(os.getpid())
+    return values
+
+child_of = [os.getpid()]
+try:
+    picture = make(model, callback_on_step_end=go_on)
+except ClosedError as e:
+    assert len(child_of) == 2, "the parent was refused"
+    print("the child's next step:", e, flush=True)
+    os._exit(0)
+assert torch.equal(make(model), picture)
+os.wait()
+print("end of the script", flush=True)
+"""
+
+
+def test_a_call_that_goes_on_in_the_child_is_refused_at_its_next_step() -> None:
+    run = [sys.executable, "-c", SETUP + GOES_ON]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the child's next step: this process" in done.stdout
+    assert "end of the script" in done.stdout
+
+
+OUTLIVES = """
+make(model)
+pid = os.fork()
+if pid == 0:
+    time.sleep(120)
+    os._exit(0)
+print("child", pid, flush=True)
+time.sleep(120)
+"""
+
+STEPS = """
+def told(pipe, step, t, values):
+    print("step", step, flush=True)
+    return values
+
+pipelines.latents(model, "tiny-sd3", num_inference_steps=900, callback_on_step_end=told)
+"""
+
+
+@pytest.mark.parametrize("moment", ["idle", "in a step"])
+def test_a_worker_ends_with_its_driver_though_a_forked_child_lives(moment: str) -> None:
+    text = OUTLIVES
+    if moment == "in a step":  # the child holds the links' sockets open, and the worker waits
+        text = text.rpartition("time.sleep")[0] + STEPS
+    with script(SETUP + text) as (process, worker):
+        assert process.stdout is not None
+        child = next(int(line.split()[1]) for line in process.stdout if line.startswith("child"))
+        if moment == "in a step":
+            read_until(process, "step 3")
+        process.kill()
+        try:
+            assert wait_until_gone(worker)
+            assert Path(f"/proc/{child}").exists()
+        finally:
+            subprocess.run(["kill", "-9", str(child)], check=True)
