@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import inspect
 import threading
@@ -253,6 +254,8 @@ def _subclass(pipe: Any, around: Around) -> type:
 
     def reduce(self: Any, protocol: Any) -> Any:
         function, args, *rest = base.__reduce_ex__(self, protocol)  # pyright: ignore
+        if function is copyreg.__newobj__:  # pickle compares that one's class with the object's
+            function = base.__new__
         return function, tuple(base if a is subclass else a for a in args), *rest
 
     # Saving a pipeline and many checks go by these names.

@@ -59,7 +59,7 @@ def denoiser(pipe: Any) -> Any:
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
-def make(pipe: Any, seed: int = 0, **call: Any) -> torch.Tensor:
+def make(pipe: Any, *, seed: int = 0, **call: Any) -> torch.Tensor:
     """The latents of a short call, or its picture with another `output_type`."""
     plain = getattr(pipe, "pipe", pipe)
     name = "tiny-sdxl" if hasattr(plain, "unet") else "tiny-sd3"
@@ -67,10 +67,10 @@ def make(pipe: Any, seed: int = 0, **call: Any) -> torch.Tensor:
     return torch.as_tensor(pipelines.latents(pipe, name, seed, **short))
 
 
-def apart(pipe: Any, seed: int = 0, **call: Any) -> torch.Tensor:
+def apart(pipe: Any, *, seed: int = 0, **call: Any) -> torch.Tensor:
     """The same of a pipeline that is not optimized, its branches one after the other."""
     with branches_apart(denoiser(pipe)):
-        return make(pipe, seed, **call)
+        return make(pipe, seed=seed, **call)
 
 
 def seeded(build: Callable[[], Any], seed: int = 5) -> Any:
@@ -101,14 +101,15 @@ def embeds(*shape: int, seed: int = 7) -> torch.Tensor:
 
 
 def control_net(pipe: Any, seed: int = 0) -> nn.Module:
-    return noisy(
-        ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16, 32)), seed
-    )
+    def build() -> nn.Module:
+        return ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16, 32))
+
+    return noisy(seeded(build), seed)
 
 
 def t2i_adapter() -> nn.Module:
     def build() -> nn.Module:
-        return T2IAdapter(3, list(WIDTHS), 1, downscale_factor=4, adapter_type="full_adapter")
+        return T2IAdapter(3, list(WIDTHS), 1, downscale_factor=8, adapter_type="full_adapter_xl")
 
     return seeded(build).eval()
 

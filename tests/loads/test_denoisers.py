@@ -46,11 +46,11 @@ def test_pipelines_of_one_denoiser_share_its_weights_and_take_turns() -> None:
     assert torch.equal(make(one), expected)
     assert one.programs() == captured  # the other one's capture changed nothing here
     with ThreadPoolExecutor(2) as threads:
-        jobs = [threads.submit(make, m, s) for s in range(2) for m in (one, other)]
+        jobs = [threads.submit(make, m, seed=s) for s in range(2) for m in (one, other)]
         made = [job.result(60) for job in jobs]
     assert torch.equal(made[0], made[1])
     assert torch.equal(made[2], made[3])
-    assert torch.equal(made[2], apart(plain, 1))
+    assert torch.equal(made[2], apart(plain, seed=1))
     assert one.restore() is first  # the first one in goes out first
     assert torch.equal(make(other), expected)
     assert (other.report.ranks, type(first)) == (2, own_class)
@@ -144,13 +144,13 @@ def test_control_nets(nets: int) -> None:
     def build() -> Any:
         pipe = switches.sdxl()
         found = [switches.control_net(pipe, seed) for seed in range(nets)]
-        net = MultiControlNetModel(found) if nets > 1 else found[0]
+        net: Any = MultiControlNetModel(found) if nets > 1 else found[0]
         return StableDiffusionXLControlNetPipeline(
             **pipe.components, controlnet=net, add_watermarker=False
         )
 
     pipe, plain = build(), build()
-    images = [switches.picture()] * nets if nets > 1 else switches.picture()
+    images: Any = [switches.picture()] * nets if nets > 1 else switches.picture()
     scales: Any = [0.5, 0.8] if nets > 1 else 0.7
     ends: Any = [1.0, 0.5] if nets > 1 else 0.5
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
@@ -168,13 +168,15 @@ def test_t2i_adapters(adapters: int) -> None:
     def build() -> Any:
         pipe = switches.sdxl()
         found = [switches.t2i_adapter() for _ in range(adapters)]
-        adapter = MultiAdapter(found) if adapters > 1 else found[0]
+        adapter: Any = MultiAdapter(found) if adapters > 1 else found[0]
         return StableDiffusionXLAdapterPipeline(**pipe.components, adapter=adapter)
 
     pipe, plain = build(), build()
-    image = [switches.picture()] * adapters if adapters > 1 else switches.picture()
+    image: Any = [switches.picture()] * adapters if adapters > 1 else switches.picture()
+    scale: Any = [0.5, 0.8] if adapters > 1 else 0.7
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
         for call in ({}, {"adapter_conditioning_factor": 0.5}):
+            call = {"adapter_conditioning_scale": scale, **call}
             made = make(model, image=image, **call)
             assert torch.equal(made, apart(plain, image=image, **call))
             assert (model.report.ranks, len(model.report.steps)) == (2, switches.STEPS)
