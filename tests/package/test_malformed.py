@@ -373,7 +373,7 @@ def test_stage_that_cannot_be_loaded_is_refused(
     rewrite("0-stage0.pt2", b"no archive" if how == "no archive" else data.getvalue())
     pipe = pipelines.shallow()
     own = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
-    with pytest.raises(PackageError, match="0-stage0.pt2: it is no stage that can be loaded here"):
+    with pytest.raises(PackageError, match=r"0-stage0\.pt2: it is no stage"):
         hybridiff_compile.load(copy, pipe)
     assert "forward" not in vars(pipe.transformer)
     assert not list(temporary.iterdir())
