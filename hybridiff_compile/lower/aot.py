@@ -6,6 +6,7 @@ A package holds no weights: a rank points it at those that it already has.
 from __future__ import annotations
 
 import shutil
+import struct
 import tempfile
 import warnings
 import weakref
@@ -138,7 +139,22 @@ def _unpack(path: Path, folder: Path) -> Path:
     libraries = list(folder.glob("*.so"))
     if len(libraries) != 1:
         raise RuntimeError(f"it has {len(libraries)} libraries")
+    if _is_cut(libraries[0]):
+        raise RuntimeError("its library ends before its end")
     return libraries[0]
+
+
+def _is_cut(library: Path) -> bool:
+    """Whether an ELF library has no table of sections, its last part: to map it would be fatal."""
+    with library.open("rb") as file:
+        header = file.read(64)
+    if header[:5] != b"\x7fELF\x02":  # another system's: its loader looks for itself
+        return len(header) < 64
+    start, size, count = (
+        *struct.unpack_from("<Q", header, 40),
+        *struct.unpack_from("<HH", header, 58),
+    )
+    return start + size * count > library.stat().st_size
 
 
 def load_all(programs: Sequence[RankProgram], device: torch.device) -> dict[nn.Module, nn.Module]:

@@ -18,7 +18,7 @@ from hybridiff_compile.errors import PackageError, VerifyError
 from hybridiff_compile.ir import Level, Phase, StepProgram
 from hybridiff_compile.layout import dense_stride
 from hybridiff_compile.lower.aot import Packaged
-from hybridiff_compile.package import answer, codec, manifest, schema, sound, swap
+from hybridiff_compile.package import answer, between, codec, manifest, schema, sound, swap
 from hybridiff_compile.package import program as records
 from hybridiff_compile.passes.verify import verify
 from hybridiff_compile.runtime.fleet import new_key
@@ -121,9 +121,9 @@ def _programs(
             with _in(files[rank], phase.name):
                 sound.check_program(program, phase, rank, inputs, device)
                 _check_stages(program, made, weights)
-    sound.check_handed(ranks)
-    sound.check_stages(program for programs in ranks for program in programs.values())
-    sound.check_results(ranks, call.answer_leaves)
+    between.check_handed(ranks)
+    between.check_stages(program for programs in ranks for program in programs.values())
+    between.check_results(ranks, call.answer_leaves)
     built = {}
     for phase in ranks[0]:
         parts = []

@@ -9,8 +9,7 @@ Every function raises ValueError, whose text says what is wrong and where.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,84 +75,34 @@ def check_program(
                 _check_call(node, values, phase, rank, device)
         except ValueError as e:
             raise ValueError(f"node {node.name}: {e}") from None
-        values[node.name] = _value(node)
+        values[node.name] = value_of(node)
+    _check_returned(program)
     fed = {name: _like(tensor) for name, tensor in inputs.items()} | {"stamp": _STAMP}
     for name in program.contract.inputs:
         if name not in fed:
             raise ValueError(f"input {name}: the call has no such argument")
-        _same(f"input {name}", values.get(name), fed[name])
+        same(f"input {name}", values.get(name), fed[name])
         _check_strides(f"input {name}", values[name], fed[name])
 
 
-def check_handed(ranks: Sequence[Mapping[Phase, records.Program]]) -> None:
-    """What one step of a call leaves to the next, on the same rank or, to begin with, on another.
-
-    Args:
-        ranks: programs by phase.
-    """
-    kept: list[dict[str, Any]] = [{}, {}]
-    for rank, programs in enumerate(ranks):
-        for program in programs.values():
-            returned = _returned(program)
-            for name in program.contract.new_state:
-                if kept[rank].setdefault(name, returned.get(name)) != returned.get(name):
-                    raise ValueError(f"state {name}: two phases of rank {rank} differ on its shape")
-    for rank, programs in enumerate(ranks):
-        for phase, program in programs.items():
-            values = {n.name: _value(n) for n in program.nodes}
-            # The first pipelined step of rank 1 begins with what rank 0's serial step has kept.
-            begins = rank == 1 and phase in (Phase.PIPELINED, Phase.DRAINED)
-            keeper = 0 if begins else rank
-            for name in program.contract.state:
-                if name not in kept[keeper]:
-                    raise ValueError(f"state {name}: no phase of rank {keeper} keeps it")
-                _same(f"state {name}", values.get(name), kept[keeper][name])
-
-
-def check_stages(programs: Iterable[records.Program]) -> None:
-    """Every stage is called alike wherever it is called: it was compiled for values of one shape.
-
-    Args:
-        programs: of all ranks and phases of a call.
-    """
-    called: dict[str, tuple[Any, ...]] = {}
-    for program in programs:
-        values = {n.name: _value(n) for n in program.nodes}
-        for node in program.nodes:
-            child = program.children.get(str(node.target))
-            if isinstance(node, records.Module) and isinstance(child, records.Stage):
-                reads = [values[ref.node] for ref in node.args.items]
-                call = (reads, _value(node), child.weights, child.keys)
-                if called.setdefault(child.file, call) != call:
-                    raise ValueError(f"stage {child.file} is called in two ways that differ")
-
-
-def check_results(
-    ranks: Sequence[Mapping[Phase, records.Program]], leaves: Sequence[tuple[int, ...] | None]
-) -> None:
-    """What the driver reads: one prediction of the whole batch, or of half in a guided phase.
-
-    Args:
-        ranks: programs by phase.
-        leaves: shapes of one row of what the denoiser returns; see `capture.prediction.Form`.
-    """
-    shapes = [leaf for leaf in leaves if leaf is not None]
-    row = shapes[0] if len(shapes) == 1 else (sum(math.prod(shape) for shape in shapes),)
-    counts = set()
-    for rank, programs in enumerate(ranks):
-        for phase, program in programs.items():
-            results = program.contract.results
-            if len(results) != (1 if rank == 0 else 0):
-                raise ValueError(f"{phase.name} of rank {rank} has {len(results)} results")
-            for name in results:
-                value = _returned(program).get(name)
-                _only_tensors([value])
-                assert value is not None
-                if not value[0] or value[0][1:] != row:
-                    raise ValueError(f"{phase.name}: result {name} is {_shown(value)} by rows")
-                counts.add(value[0][0] * (2 if phase in GUIDED else 1))
-    if len(counts) != 1 or counts.pop() % 2:
-        raise ValueError("the phases' results are not of one batch that can be halved")
+def _check_returned(program: records.Program) -> None:
+    """What its contract says, and what makes the step wait: guards, and sends that have ended."""
+    output, sends = program.nodes[-1], set()
+    assert isinstance(output, records.Output)
+    returned = output.args.items[0].values
+    awaited = set()
+    for node in program.nodes:
+        if isinstance(node, records.Send):
+            sends.add(node.name)
+        elif isinstance(node, records.Guard) or (
+            isinstance(node, records.Wait) and node.args.items[0].node in sends
+        ):
+            awaited.add(node.name)
+    wanted = awaited.union(program.contract.results, program.contract.new_state)
+    if wrong := wanted ^ returned.keys():
+        raise ValueError(f"it returns {sorted(returned)}, and differs in {min(wrong)}")
+    if wrong := [name for name in sorted(awaited) if returned[name].node != name]:
+        raise ValueError(f"what it returns as {wrong[0]} is node {returned[wrong[0]].node}")
 
 
 def _check_names(node: Any, earlier: Collection[str]) -> None:
@@ -165,26 +114,26 @@ def _check_names(node: Any, earlier: Collection[str]) -> None:
 
 
 def _check_call(node: Any, values: Mapping[str, Any], phase: Phase, rank: int, device: str) -> None:
-    args, own = node.args.items, _value(node)
+    args, own = node.args.items, value_of(node)
     match node:
         case records.Placeholder():
             if node.target != node.name:
                 raise ValueError(f"its target is {node.target}, another name")
         case records.Send():
             _check_link(args[3], args[2], rank, args[1])
-            _only_tensors([values[args[0].node]])
-            _same("it", own, _TOKEN)
+            only_tensors([values[args[0].node]])
+            same("it", own, _TOKEN)
         case records.Recv():
             _check_link(args[5], args[4], args[3], rank)
-            _same("it", own, (tuple(args[0]), (), args[1].dtype))
+            same("it", own, (tuple(args[0]), (), args[1].dtype))
             _check_place(args[2].device, args[5] == group_name(args[3], rank), device)
         case records.Wait():
-            _same("it", own, values[args[0].node])
+            same("it", own, values[args[0].node])
         case records.Guard():
             if args[2] != phase:
                 raise ValueError(f"it guards phase {args[2]}, not {int(phase)} ({phase.name})")
             for value in (own, *(values[ref.node] for ref in args[:2])):
-                _same("a stamp", value, _STAMP)
+                same("a stamp", value, _STAMP)
         case records.Cat():
             _check_cat(own, [values[ref.node] for ref in args[0]])
 
@@ -206,16 +155,16 @@ def _check_place(place: str, is_data: bool, device: str) -> None:
 
 
 def _check_cat(own: _Like, parts: Sequence[Any]) -> None:
-    _only_tensors(parts)
+    only_tensors(parts)
     (shape, _, dtype), rests = own, {(part[0][1:], part[2]) for part in parts}
     if any(not part[0] for part in parts) or rests != {(shape[1:], dtype)}:
         raise ValueError("it puts tensors together that differ in more than their first dimension")
     wanted = (sum(part[0][0] for part in parts), *shape[1:])
-    _same("it", own, (wanted, (), dtype))
+    same("it", own, (wanted, (), dtype))
 
 
 def _check_child(node: records.Module, child: Any, values: Mapping[str, Any]) -> None:
-    own, given = _value(node), [values[ref.node] for ref in node.args.items]
+    own, given = value_of(node), [values[ref.node] for ref in node.args.items]
     if child is None:
         raise ValueError(f"it calls {node.target}, which is no child of this graph")
     if isinstance(child, records.Stage):
@@ -227,7 +176,7 @@ def _check_child(node: records.Module, child: Any, values: Mapping[str, Any]) ->
         raise ValueError(f"the slots of {node.target} do not lie as they are packed")
     buffer = ((child.nbytes,), (1,), "uint8")
     opened, closed = (given, own) if child.kind == "pack" else ([own], given[0] if given else None)
-    _same("the buffer", closed, buffer)
+    same("the buffer", closed, buffer)
     if len(given) != 1 or not isinstance(opened[0], list):
         raise ValueError(f"{node.target} takes and gives one buffer and one tuple of tensors")
     if [(s, d) for s, _, d in opened[0]] != [(s.shape, s.dtype) for s in child.slots]:
@@ -247,28 +196,30 @@ def _refs(arg: Any) -> Iterator[records.Ref]:
                 yield from _refs(item)
 
 
-def _returned(program: records.Program) -> dict[str, Any]:
-    output, values = program.nodes[-1], {n.name: _value(n) for n in program.nodes}
+def returned(program: records.Program) -> dict[str, Any]:
+    """What a program returns, by name: shape, strides and dtype of each."""
+    output, values = program.nodes[-1], {n.name: value_of(n) for n in program.nodes}
     assert isinstance(output, records.Output)
     return {name: values[ref.node] for name, ref in output.args.items[0].values.items()}
 
 
-def _value(node: Any) -> Any:
+def value_of(node: Any) -> Any:
     """What a node gives: shape, strides and dtype of a tensor, or a list of those."""
     if isinstance(node.value, records.Tensors):
         return [item.tensor for item in node.value.items]
     return None if node.value is None else node.value.tensor
 
 
-def _only_tensors(values: Sequence[Any]) -> None:
+def only_tensors(values: Sequence[Any]) -> None:
+    """Raise ValueError for a value that is a tuple of tensors."""
     if not all(isinstance(value, tuple) for value in values):
         raise ValueError("it takes a tensor, and is given a tuple of them")
 
 
-def _same(what: str, found: Any, wanted: Any) -> None:
+def same(what: str, found: Any, wanted: Any) -> None:
     """The same shape and dtype; strides are a matter of what is called, see `_check_strides`."""
     if not isinstance(found, tuple) or (found[0], found[2]) != (wanted[0], wanted[2]):
-        raise ValueError(f"{what} is {_shown(found)}, not {_shown(wanted)}")
+        raise ValueError(f"{what} is {shown(found)}, not {shown(wanted)}")
 
 
 def _check_strides(what: str, found: _Like, wanted: _Like) -> None:
@@ -278,7 +229,8 @@ def _check_strides(what: str, found: _Like, wanted: _Like) -> None:
         raise ValueError(f"{what} has strides {found[1]}, not {wanted[1]}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value's dtype and shape, as in messages."""
     if isinstance(value, tuple):
         return f"{value[2]}{list(value[0])}"
     return "nothing" if value is None else f"{len(value)} tensors"

@@ -142,7 +142,7 @@ def test_missing_rank_missing_file_and_stray_file_are_refused(copy: Path) -> Non
     [
         ("torch", "1.0.0", "exported for torch 1.0.0, this is"),
         ("device", "cuda sm_90", "exported for device cuda sm_90, this is cpu"),
-        ("version", 1, "version '1': .*manifests of version 2 are read here"),
+        ("version", 1, "version 1: .*manifests of version 2 are read here"),
         ("denoiser", "OtherModel", "exported from a OtherModel, the pipeline has a SD3Trans"),
         ("surprise", 1, "surprise 1: Extra inputs are not permitted"),
     ],
