@@ -59,7 +59,7 @@ def denoiser(pipe: Any) -> Any:
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
-def make(pipe: Any, *, seed: int = 0, **call: Any) -> torch.Tensor:
+def make(pipe: Any, *, seed: Any = 0, **call: Any) -> torch.Tensor:
     """The latents of a short call, or its picture with another `output_type`."""
     plain = getattr(pipe, "pipe", pipe)
     name = "tiny-sdxl" if hasattr(plain, "unet") else "tiny-sd3"
@@ -67,7 +67,7 @@ def make(pipe: Any, *, seed: int = 0, **call: Any) -> torch.Tensor:
     return torch.as_tensor(pipelines.latents(pipe, name, seed, **short))
 
 
-def apart(pipe: Any, *, seed: int = 0, **call: Any) -> torch.Tensor:
+def apart(pipe: Any, *, seed: Any = 0, **call: Any) -> torch.Tensor:
     """The same of a pipeline that is not optimized, its branches one after the other."""
     with branches_apart(denoiser(pipe)):
         return make(pipe, seed=seed, **call)
@@ -107,7 +107,7 @@ def control_net(pipe: Any, seed: int = 0) -> nn.Module:
     return noisy(seeded(build), seed)
 
 
-def t2i_adapter() -> nn.Module:
+def t2i_adapter() -> Any:
     def build() -> nn.Module:
         return T2IAdapter(3, list(WIDTHS), 1, downscale_factor=8, adapter_type="full_adapter_xl")
 

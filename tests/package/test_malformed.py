@@ -401,14 +401,14 @@ def test_loading_and_restoring_leaves_nothing_on_disk(
     pipelines.latents(model, "tiny-sd3", **call)
     assert not list(temporary.glob("*stage*"))
     assert not list(temporary.glob("aotinductor*"))
-    driver = model.session()._driver
+    driver = model.session().ranks.driver
     assert driver is not None
     process = driver.fleet._process
     assert process is not None
     process.kill()
     process.wait()
     pipelines.latents(model, "tiny-sd3", **call)
-    assert driver is not model.session()._driver
+    assert driver is not model.session().ranks.driver
     model.restore()
     assert not list(temporary.glob("hybridiff*"))
     assert not list(temporary.glob("aotinductor*"))

@@ -141,7 +141,7 @@ def test_a_worker_that_works_longer_than_the_deadline_is_let_be_and_one_that_han
     with hybridiff_compile.optimize(
         pipelines.load("tiny-sd3"), mode="exact", deadline=0.5
     ) as model:
-        pid = model.session()._driver.fleet._process.pid  # pyright: ignore[reportOptionalMemberAccess]
+        pid = model.session().ranks.driver.fleet._process.pid  # pyright: ignore[reportOptionalMemberAccess]
         says = "rank 1 was busy for 10 s without an end and was given up in phase serial, step 1"
         begin = time.monotonic()
         with pytest.raises(WorkerError, match=says):
