@@ -219,6 +219,12 @@ def _explain(denoiser: nn.Module, error: Exception) -> str:
         if "/torch/" not in f.filename and "hybridiff_compile" not in f.filename
     ]
     where = f" at {frames[-1].name} ({frames[-1].line})" if frames else ""
+    if "Couldn't swap" in str(error):
+        return (
+            f"{type(denoiser).__name__} cannot be exported{where}: it moves or casts its weights "
+            "as it runs, as offloading and layerwise casting do, and a program's weights stay "
+            "where they are; switch that off for the denoiser"
+        )
     return (
         f"{type(denoiser).__name__} cannot be exported{where}: {type(error).__name__}: "
         f"{' '.join(lines[:2])[:400]} - make that line free of decisions on tensor values"

@@ -64,6 +64,12 @@ def check(denoiser: nn.Module) -> None:
             "pipe.remove_all_hooks(), and offload the other parts only (enable_group_offload with "
             "exclude_modules)."
         )
+    if hooks := getattr(getattr(denoiser, "_diffusers_hook", None), "hooks", None):
+        raise UnsupportedPipelineError(
+            f"hooks of diffusers ({', '.join(hooks)}) run this {name}, and no rank would run them; "
+            "switch them off: a cache of features by disable_cache(), offloading by leaving the "
+            "denoiser out (enable_group_offload with exclude_modules)."
+        )
     forward = vars(denoiser).get("forward")
     if forward is not None and not _is_ours_or_plain(denoiser, forward):
         what = getattr(forward, "__qualname__", type(forward).__name__)

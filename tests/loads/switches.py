@@ -33,7 +33,7 @@ def sdxl() -> Any:
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=(2, 4),
+            attention_head_dim=4,
             norm_num_groups=8,
             use_linear_projection=True,
             cross_attention_dim=TEXT,
@@ -100,7 +100,7 @@ def embeds(*shape: int, seed: int = 7) -> torch.Tensor:
     return torch.cat([torch.zeros(1, *shape), torch.randn(1, *shape, generator=generator)])
 
 
-def control_net(pipe: Any, seed: int = 0) -> nn.Module:
+def control_net(pipe: Any, seed: int = 0) -> Any:
     def build() -> nn.Module:
         return ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16, 32))
 

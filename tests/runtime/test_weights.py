@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hybridiff_compile.errors import SpaceError
-from hybridiff_compile.runtime.weights import attach, publish, weights_file
+from hybridiff_compile.runtime.weights import Weight, attach, publish, weights_file
 
 CPU = torch.device("cpu")
 
@@ -110,6 +110,7 @@ def test_weights_do_not_overlap_and_keep_their_alignment(file):
     manifest, _ = publish(module, file)
     end = 0
     for name, weight in manifest.items():
+        assert isinstance(weight, Weight)
         assert tensors(module)[name].data_ptr() % 64 == places[name]
         assert weight.offset >= end
         count = torch.Size(weight.shape).numel()

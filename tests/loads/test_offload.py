@@ -1,0 +1,81 @@
+"""Weights that are moved or cast when they are needed: of other parts, and of the denoiser."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import hybridiff_compile
+from hybridiff_compile.errors import UnsupportedPipelineError
+from tests.loads import switches
+from tests.loads.switches import apart, make
+
+HERE: Any = {"onload_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
+
+#: Switches on for a whole pipeline, and what is said of its denoiser.
+OF_DENOISERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "model offload": (
+        lambda p: p.enable_model_cpu_offload(device="cpu"),
+        "is offloaded by accelerate, and every rank holds the whole model",
+    ),
+    "block offload": (
+        lambda p: p.transformer.enable_group_offload(
+            offload_type="block_level", num_blocks_per_group=1, **HERE
+        ),
+        r"hooks of diffusers \(group_offloading\) run this",
+    ),
+    "leaf offload": (
+        lambda p: p.transformer.enable_group_offload(offload_type="leaf_level", **HERE),
+        "it moves or casts its weights as it runs",
+    ),
+    "layerwise casting": (
+        lambda p: p.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32),
+        "it moves or casts its weights as it runs",
+    ),
+}
+
+
+def test_other_parts_may_be_offloaded() -> None:
+    pipe, plain = switches.sd3(), switches.sd3()
+    pipe.enable_group_offload(offload_type="leaf_level", exclude_modules=["transformer"], **HERE)
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
+        assert torch.equal(make(model), apart(plain))
+        assert model.report.ranks == 2
+
+
+@pytest.mark.parametrize("name", OF_DENOISERS)
+def test_after_optimize_one_rank_runs_it_and_says_why(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    switch, says = OF_DENOISERS[name]
+    pipe, plain = switches.sd3(), switches.sd3()
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
+        make(model)
+        for each in (pipe, plain):
+            switch(each)
+        with caplog.at_level(logging.WARNING, "hybridiff_compile"):
+            made = [make(model) for _ in range(2)]
+        assert torch.equal(made[0], make(plain))
+        assert torch.equal(made[1], made[0])
+        assert model.report.ranks == 1
+    said = [text for text in caplog.messages if "one rank runs this" in text]
+    try:  # before optimize
+        caplog.clear()
+        with (
+            caplog.at_level(logging.WARNING, "hybridiff_compile"),
+            hybridiff_compile.optimize(plain, mode="exact") as model,
+        ):
+            assert torch.equal(make(model), made[0])
+            assert model.report.ranks == 1
+        said += caplog.messages
+    except UnsupportedPipelineError as e:
+        said.append(str(e))
+    assert len(said) == 2
+    for text in said:
+        assert re.search(says, text)
+        assert len(text) < 600
