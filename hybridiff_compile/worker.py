@@ -10,6 +10,7 @@ import argparse
 import os
 import resource
 import signal
+import sys
 import threading
 from dataclasses import replace
 from datetime import timedelta
@@ -162,7 +163,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--device", type=torch.device, required=True)
     parser.add_argument("--deadline", type=float, required=True, help="seconds")
+    parser.add_argument("--path", required=True, help="the driver's, searched after our own")
     args = parser.parse_args()
+    sys.path += [entry for entry in args.path.split(os.pathsep) if entry not in sys.path]
     # Ctrl-C is the driver's to handle: it ends its workers by closing their pipes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tidy = partial(endings.remove_folder, Path(args.store))

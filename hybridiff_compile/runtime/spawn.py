@@ -34,6 +34,8 @@ def worker(
         *("--fd", str(theirs.fileno()), "--pulse", str(their_pulse.fileno())),
         *("--store", str(store), "--rank", "1", "--size", "2", "--device", str(device)),
         *("--deadline", str(deadline)),
+        # What the driver has added to its path: weights may be of a class that lies there.
+        *("--path", os.pathsep.join(filter(None, sys.path))),
     ]
     with store.with_name(LOG).open("wb") as out, theirs, their_pulse, ours, pulse:
         process = subprocess.Popen(
