@@ -1,0 +1,154 @@
+"""Whatever a pipeline passes to its denoiser, exact gives the bits of rows computed apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import hybridiff_compile
+from tests import toy
+from tests.reference import half
+
+SCHEDULERS: dict[str, Any] = {
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "pndm": partial(PNDMScheduler, skip_prk_steps=True),  # it repeats a step
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a pipeline does at one step.
+
+    Attributes:
+        calls: of the denoiser, in this order: "u" and "c" are prompts, several make one batch.
+        times: how often each call is made, each time of another noisy picture.
+        rewrites: the prompts change before it: as new tensors, or in their own memory.
+        scale: of guidance.
+    """
+
+    calls: tuple[str, ...]
+    times: int
+    rewrites: str
+    scale: float
+
+
+@dataclass(frozen=True)
+class Script:
+    """One call of a pipeline.
+
+    Attributes:
+        pictures: how many.
+        equal: they begin with the same noise.
+        wide: the time step is a tensor of rows, not one number.
+    """
+
+    scheduler: str
+    pictures: int
+    equal: bool
+    wide: bool
+    steps: tuple[Step, ...]
+
+
+class Scripted:
+    """A pipeline that does what it is told."""
+
+    def __init__(self) -> None:
+        self.unet: Any = toy.seeded(toy.Toy)
+        self.scheduler: Any = DDIMScheduler()
+
+    @torch.no_grad()
+    def __call__(self, script: Script) -> torch.Tensor:
+        g = torch.Generator().manual_seed(1)
+        x = torch.randn(script.pictures, 4, 8, 8, generator=g)
+        if script.equal:
+            x = x[:1].repeat(script.pictures, 1, 1, 1)
+        text = {b: torch.randn(script.pictures, 3, 6, generator=g) for b in "uc"}
+        self.scheduler = SCHEDULERS[script.scheduler]()
+        self.scheduler.set_timesteps(len(script.steps))
+        for step, t in zip(script.steps * 2, self.scheduler.timesteps, strict=False):
+            if step.rewrites == "new":
+                text = {b: torch.randn(value.shape, generator=g) for b, value in text.items()}
+            elif step.rewrites == "in place":
+                text["c"].mul_(0.9)
+            eps: dict[str, torch.Tensor] = {}
+            for branches in step.calls:
+                for number in range(step.times):
+                    noisy = self.scheduler.scale_model_input(x * (1 - 0.1 * number), t)
+                    rows = torch.cat([noisy] * len(branches))
+                    at = t.float().expand(len(rows), 1).clone() if script.wide else t.float()
+                    prompts = torch.cat([text[b] for b in branches])
+                    out = self.unet(
+                        rows, at / 500, encoder_hidden_states=prompts, return_dict=False
+                    )
+                    eps |= dict(zip(branches, out[0].chunk(len(branches)), strict=True))
+            first = next(iter(eps.values()))
+            guided = first if len(eps) < 2 else eps["u"] + step.scale * (eps["c"] - eps["u"])
+            x = self.scheduler.step(guided, t, x).prev_sample
+        return x
+
+
+@contextmanager
+def apart(denoiser: Any) -> Iterator[None]:
+    """One device on one thread: halves of a batch one after the other, where there are two."""
+    own, threads = denoiser.forward, torch.get_num_threads()
+
+    def forward(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        n = len(sample)
+        if n % 2:
+            return own(sample, *args, **kwargs)
+        halves = [half((sample, args, kwargs), i, n) for i in (0, 1)]
+        return (torch.cat([own(x, *a, **k)[0] for x, a, k in halves]),)
+
+    denoiser.forward = forward
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        del denoiser.forward
+        torch.set_num_threads(threads)
+
+
+steps = st.builds(
+    Step,
+    calls=st.sampled_from([("uc",), ("cu",), ("u", "c"), ("c",), ("c", "uc"), ("uc", "c")]),
+    times=st.sampled_from([1, 1, 1, 2]),
+    rewrites=st.sampled_from(["", "", "new", "in place"]),
+    scale=st.sampled_from([0.0, 1.0, 5.0]),
+)
+scripts = st.builds(
+    Script,
+    scheduler=st.sampled_from(sorted(SCHEDULERS)),
+    pictures=st.integers(1, 4),
+    equal=st.booleans(),
+    wide=st.booleans(),
+    steps=st.lists(steps, min_size=2, max_size=5).map(tuple),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Any]:
+    with hybridiff_compile.optimize(Scripted(), mode="exact") as model:
+        yield model
+
+
+@given(script=scripts)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_exact_has_the_bits_of_rows_computed_apart(model: Any, script: Script) -> None:
+    plain = Scripted()
+    made = model(script)
+    with apart(plain.unet):
+        expected = plain(script)
+    assert torch.equal(made, expected)
+    assert made.abs().max() > 0
+    rows = {script.pictures * len(call) for step in script.steps for call in step.calls}
+    assert model.report.ranks == (2 if any(n % 2 == 0 for n in rows) else 1)
