@@ -73,20 +73,25 @@ class Scripted:
         if script.equal:
             x = x[:1].repeat(script.pictures, 1, 1, 1)
         text = {b: torch.randn(script.pictures, 3, 6, generator=g) for b in "uc"}
+        batches: dict[str, torch.Tensor] = {}
         self.scheduler = SCHEDULERS[script.scheduler]()
         self.scheduler.set_timesteps(len(script.steps))
         for step, t in zip(script.steps * 2, self.scheduler.timesteps, strict=False):
             if step.rewrites == "new":
                 text = {b: torch.randn(value.shape, generator=g) for b, value in text.items()}
+                batches.clear()
             elif step.rewrites == "in place":
-                text["c"].mul_(0.9)
+                for prompts in batches.values():
+                    prompts.mul_(0.9)
             eps: dict[str, torch.Tensor] = {}
             for branches in step.calls:
                 for number in range(step.times):
                     noisy = self.scheduler.scale_model_input(x * (1 - 0.1 * number), t)
                     rows = torch.cat([noisy] * len(branches))
                     at = t.float().expand(len(rows), 1).clone() if script.wide else t.float()
-                    prompts = torch.cat([text[b] for b in branches])
+                    if branches not in batches:  # one tensor for many steps, as pipelines do
+                        batches[branches] = torch.cat([text[b] for b in branches])
+                    prompts = batches[branches]
                     out = self.unet(
                         rows, at / 500, encoder_hidden_states=prompts, return_dict=False
                     )
