@@ -113,5 +113,6 @@ def _mismatch(name: str, what: str, together: bool) -> CaptureError:
         )
     return CaptureError(
         f"the halves of {name}'s batch, computed apart, give {what} to its batched call: its rows "
-        "depend on each other, or it computes another thing each time"
+        "depend on each other, or it rounds coarsely (quantized activations), or it computes "
+        "another thing each time"
     )
