@@ -106,6 +106,7 @@ class Session:
                 self._run = run = Run()
                 self._may_change = any(map(callable, (*args, *kwargs.values())))
                 self._is_changed = False
+                self._ways.begin()
                 with run.watched(self.config.mode, self._pipe, self._say_once), self._turn(unfit):
                     yield
                 mode = "exact" if self.here.is_apart else self.config.mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -14,9 +15,9 @@ from torch import nn
 from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
 from hybridiff_compile.capture.fingerprint import Watch
 from hybridiff_compile.capture.prediction import Form
-from hybridiff_compile.capture.rows import rows_of
+from hybridiff_compile.capture.rows import ways_to_halve
 from hybridiff_compile.capture.state import left_behind
-from hybridiff_compile.capture.trace import check_same
+from hybridiff_compile.capture.trace import check_same, first_that_holds, halving
 from hybridiff_compile.entry import Entry, run_apart
 from hybridiff_compile.errors import CaptureError, ConfigError
 from hybridiff_compile.ir import BRANCHES
@@ -57,6 +58,10 @@ class OneDevice:
         return form.pack(answer), form
 
 
+#: Calls of one run that differ in constants only and are captured; a pipeline that is given other
+#: numbers for some of its steps (a scale of skipped layers) has a few.
+_MOST_ALIKE = 4
+
 #: With an entry, the ranks compute it.
 Way = Entry | OneDevice | AsItIs
 
@@ -87,6 +92,7 @@ class Ways:
         """
         self._attachment, self._trying, self._capture = attachment, trying, capture
         self._watch: Watch | None = None
+        self._alike: Counter[Signature] = Counter()  # of this run's calls, by their shapes
         self._found: dict[tuple[Asked, Signature], Way] = {}
 
     def __len__(self) -> int:
@@ -97,6 +103,16 @@ class Ways:
         """Those that have programs."""
         found = self._found.items()
         return {signature: way for (_, signature), way in found if isinstance(way, Entry)}
+
+    def begin(self) -> None:
+        """A run begins."""
+        self._alike.clear()
+
+    def _is_another_number(self, call: DenoiserCall) -> bool:
+        """Whether this run had several calls that differ from this one in constants only."""
+        alike = call.shapes()
+        self._alike[alike] += 1
+        return self._alike[alike] > _MOST_ALIKE
 
     def add(self, entries: Mapping[Signature, Entry]) -> None:
         """Take programs that were made elsewhere."""
@@ -139,12 +155,17 @@ class Ways:
     def _find(
         self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], strict: bool
     ) -> tuple[Way, Any]:
-        if reason := uneven(call):
+        if reason := uneven(call) or call.opaque():
             return AsItIs(reason), None
         if asked is Asked.WHOLE:
             return OneDevice({}), None
         if known := self.entries.get(call.signature()):
             return OneDevice(known.rows), None
+        if self._is_another_number(call):
+            return AsItIs(
+                "it is given another number at each step, and a program holds one; a tensor in "
+                "its place would be an input"
+            ), None
         with self._trying() as denoiser:
             answer, reason = look(denoiser, call, batched)
         if reason and strict:
@@ -168,15 +189,16 @@ def _rows_of_halves(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Row
     Raises:
         CaptureError: they do not, or cannot be computed apart.
     """
-    name, rows = type(denoiser).__name__, rows_of(denoiser, call, answer)
+    name = type(denoiser).__name__
     expected = Form.of(answer, name).pack(answer)
-    try:
-        with torch.no_grad():
+
+    def attempt(rows: Rows) -> Rows:
+        with torch.no_grad(), halving(name):
             result, _ = run_apart(name, call, rows, denoiser)
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as e:
-        raise CaptureError(f"{name} cannot compute half of its batch: {e}") from e
-    check_same(result, expected, name)
-    return rows
+        check_same(result, expected, name)
+        return rows
+
+    return first_that_holds(attempt, ways_to_halve(denoiser, call, answer))
 
 
 def uneven(call: DenoiserCall) -> str:

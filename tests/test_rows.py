@@ -70,6 +70,23 @@ def test_paper_pipelines_no_rows_that_are_not_guided(
     assert (made - expected).abs().max() < 1e-4
 
 
+def test_a_number_that_changes_at_each_step_is_not_captured_anew(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def number(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        pipe._joint_attention_kwargs = {"scale": 1.0 + step}  # read at each step, and passed on
+        return values
+
+    call = {"num_inference_steps": 8, "callback_on_step_end": number}
+    with hybridiff_compile.optimize(pipelines.load(NAME), mode="exact") as model:
+        with caplog.at_level(logging.WARNING, "hybridiff_compile"):
+            made = pipelines.latents(model, NAME, **call)
+        assert len(model.programs()) == 5  # the first step has no number
+    assert "it is given another number at each step" in caplog.text
+    expected = pipelines.latents(pipelines.load(NAME), NAME, **call)
+    assert (made - expected).abs().max() < 1e-3
+
+
 def test_calls_of_two_branches_in_turn_are_not_extrapolated(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import enum
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
@@ -14,6 +17,25 @@ from hybridiff_compile.layout import dense_stride
 
 #: What a capture is good for: every tensor's shape, strides, dtype and device, every constant.
 Signature = tuple[Any, ...]
+
+# Constants whose text tells them apart.
+_PLAIN = (
+    bool
+    | int
+    | float
+    | complex
+    | str
+    | bytes
+    | enum.Enum
+    | np.generic
+    | slice
+    | range
+    | None
+    | torch.dtype
+    | torch.device
+    | torch.layout
+    | torch.memory_format
+)
 
 #: Dimension of the rows of the batch by name of the argument; one that is not there has no rows.
 Rows = Mapping[str, int]
@@ -61,11 +83,27 @@ class DenoiserCall:
         """What must stay the same for a captured program to serve another call."""
 
         def of(leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor):
-                return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device
-            return repr(leaf)
+            return _layout(leaf) if isinstance(leaf, torch.Tensor) else constant_text(leaf)
 
         return (self.names, tuple(of(leaf) for leaf in self.leaves), str(self.spec))
+
+    def shapes(self) -> Signature:
+        """The signature without the values of constants."""
+
+        def of(leaf: Any) -> Any:
+            return _layout(leaf) if isinstance(leaf, torch.Tensor) else type(leaf)
+
+        return (self.names, tuple(of(leaf) for leaf in self.leaves))
+
+    def opaque(self) -> str:
+        """Why a program cannot hold an argument, as a user is told; "" if it can hold them all."""
+        for name, leaf in zip(self.names, self.leaves, strict=True):
+            if not isinstance(leaf, torch.Tensor | np.ndarray | _PLAIN):
+                return (
+                    f"its argument {name} is a {type(leaf).__name__}, which a program cannot hold; "
+                    "it holds numbers and texts, and takes tensors"
+                )
+        return ""
 
     @property
     def rows(self) -> int:
@@ -119,6 +157,17 @@ class DenoiserCall:
             for name, tensor in self.branch(index, rows).tensors().items():
                 values[f"{name}_{branch}" if name in rows else name] = tensor
         return values
+
+
+def constant_text(leaf: Any) -> str:
+    """A text that is another one for another constant."""
+    if isinstance(leaf, np.ndarray):  # numpy shortens its own text of a long one
+        return f"array({leaf.dtype}, {leaf.shape}, {hashlib.sha256(leaf.tobytes()).hexdigest()})"
+    return repr(leaf)
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
 
 
 def row_dims(tensor: torch.Tensor, rows: int) -> list[int | None]:

@@ -61,6 +61,38 @@ def rows_of(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> dict[str, i
     return call.rows_by_shape()
 
 
+def ways_to_halve(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Iterator[Rows]:
+    """What to try, the likeliest first; see `rows_of`.
+
+    A table of two rows that is only indexed may grow without being missed. If the likeliest way
+    turns out wrong by the values, it is one of those that have no rows.
+    """
+    rows = rows_of(denoiser, call, answer)
+    yield rows
+    fewer = _fewest(denoiser, call, answer, rows)
+    if fewer != rows:
+        yield fewer
+
+
+def _fewest(
+    denoiser: nn.Module, call: DenoiserCall, answer: Any, rows: dict[str, int]
+) -> dict[str, int]:
+    """The rows without those of every argument that need not have any."""
+    _, *others = rows
+    wanted = [_larger(shape, 0) for shape in _shapes(answer)]
+    with kept(denoiser):
+        for name in others:
+            fewer = {n: dim for n, dim in rows.items() if n != name}
+            try:
+                if _grown(denoiser, call, fewer) == wanted:
+                    rows = fewer
+            except _IMPOSSIBLE:
+                break
+            except Exception as e:  # whatever a denoiser says of shapes that do not go together
+                logger.debug("%s has rows: %s", name, e)
+    return rows
+
+
 def _assignments(call: DenoiserCall) -> Iterator[dict[str, int]]:
     """Every way to give arguments their rows, those that differ least from the likely one first.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,11 +14,13 @@ from torch import nn
 from hybridiff_compile.capture.call import DenoiserCall, Rows
 from hybridiff_compile.capture.exporting import export, quietly
 from hybridiff_compile.capture.prediction import Form
-from hybridiff_compile.capture.rows import rows_of
+from hybridiff_compile.capture.rows import ways_to_halve
 from hybridiff_compile.capture.state import kept
 from hybridiff_compile.capture.step import step_program
 from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.ir import StepProgram
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -60,23 +64,55 @@ def capture(
     """
     name = type(denoiser).__name__
     form = None if answer is None else Form.of(answer, name)
-    rows: Rows = {}
-    with kept(denoiser), quietly():
-        if not together:
-            rows = call.rows_by_shape() if answer is None else rows_of(denoiser, call, answer)
-        traced, returned = export(denoiser, call if together else call.branch(0, rows))
-    form = form or Form.of(returned, name)
-    captured = Captured(step_program(traced, rows), rows, form)
-    if answer is not None:
-        _compare(captured, call, form.pack(answer), name)
-    return captured
+
+    def attempt(rows: Rows) -> Captured:
+        with kept(denoiser), quietly():
+            traced, returned = export(denoiser, call if together else call.branch(0, rows))
+        known = form or Form.of(returned, name)
+        captured = Captured(step_program(traced, rows), rows, known)
+        if answer is not None:
+            _compare(captured, call, known.pack(answer), name)
+        return captured
+
+    if together or answer is None:
+        return attempt({} if together else call.rows_by_shape())
+    return first_that_holds(attempt, ways_to_halve(denoiser, call, answer))
+
+
+def first_that_holds(attempt: Callable[[Rows], T], ways: Iterable[Rows]) -> T:
+    """What the first way to halve a batch gives that does not raise a CaptureError.
+
+    Raises:
+        CaptureError: all do; it is that of the first, the likeliest.
+    """
+    refused: CaptureError | None = None
+    for rows in ways:
+        try:
+            return attempt(rows)
+        except CaptureError as e:
+            refused = refused or e
+    assert refused is not None
+    raise refused
+
+
+@contextmanager
+def halving(name: str) -> Iterator[None]:
+    """Within this, what a denoiser raises of a half of its batch is a CaptureError."""
+    try:
+        yield
+    except CaptureError:
+        raise
+    except Exception as e:  # whatever it says of values, or of shapes, that do not go together
+        raise CaptureError(
+            f"{name} cannot compute half of its batch: {type(e).__name__}: {e}"
+        ) from e
 
 
 def _compare(captured: Captured, call: DenoiserCall, expected: torch.Tensor, name: str) -> None:
     """Refuse a captured step that, of the call's own values, makes another prediction."""
     (step,) = captured.program.graphs
     values = call.inputs(captured.rows)
-    with torch.no_grad():
+    with torch.no_grad(), halving(name):
         result = step(*(values[n] for n in captured.program.contracts[0].inputs))["prediction"]
     check_same(result, expected, name, together=not captured.rows)
 

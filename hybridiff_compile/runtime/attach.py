@@ -260,7 +260,8 @@ def _subclass(pipe: Any, around: Around) -> type:
 
     def reduce(self: Any, protocol: Any) -> Any:
         function, args, *rest = base.__reduce_ex__(self, protocol)  # pyright: ignore
-        if function is copyreg.__newobj__:  # pickle compares that one's class with the object's
+        # pickle compares the class that is given to this function with the object's own.
+        if function is copyreg.__newobj__:  # pyright: ignore
             function = base.__new__
         return function, tuple(base if a is subclass else a for a in args), *rest
 

@@ -1,5 +1,6 @@
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch.utils import _pytree as pytree
@@ -122,6 +123,30 @@ def test_signature_changes_with_shape_dtype_constant_and_structure_but_not_with_
     assert toy.call_of(added=None).signature() != base
     half = toy.call_of(encoder_hidden_states=torch.ones(2, 3, 6).half())
     assert half.signature() != base
+
+
+def test_signature_tells_long_arrays_apart_and_shapes_do_not():
+    one, other = np.zeros(5000), np.zeros(5000)
+    other[2500] = 1.0
+    sample = torch.ones(2, 4)
+    calls = [of(sample, text=array) for array in (one, other, one.copy())]
+    signatures = [call.signature() for call in calls]
+    assert signatures[0] != signatures[1]
+    assert signatures[0] == signatures[2]
+    assert calls[0].shapes() == calls[1].shapes()
+    assert of(sample, 1.0).shapes() == of(sample, 2.0).shapes() != of(sample, 2).shapes()
+
+
+@pytest.mark.parametrize("value", [object(), len, of, {1, 2}], ids=lambda v: type(v).__name__)
+def test_arguments_whose_text_does_not_tell_them_apart_are_opaque(value):
+    reason = of(torch.ones(2, 4), text={"inside": [value]}).opaque()
+    assert f"its argument text_inside_0 is a {type(value).__name__}" in reason
+
+
+def test_numbers_texts_and_tensors_are_not_opaque():
+    values = [None, True, 1, 2.5, 1j, "a", b"a", torch.float16, torch.device("cpu"), np.ones(3)]
+    values += [np.float32(1), slice(1, 2), torch.ones(1)]
+    assert of(torch.ones(2, 4), text=values).opaque() == ""
 
 
 def test_dimension_of_rows_goes_by_the_noisy_picture():

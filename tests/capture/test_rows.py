@@ -1,11 +1,14 @@
 """Where the rows of each argument are, found at a second batch size."""
 
+import pytest
 import torch
 from torch import nn
 
 from hybridiff_compile.capture.call import DenoiserCall
-from hybridiff_compile.capture.rows import rows_of
+from hybridiff_compile.capture.rows import rows_of, ways_to_halve
 from hybridiff_compile.capture.state import State
+from hybridiff_compile.capture.trace import capture
+from hybridiff_compile.errors import CaptureError
 
 
 def found(denoiser: nn.Module, **arguments: torch.Tensor) -> dict[str, int]:
@@ -100,3 +103,46 @@ def test_the_look_leaves_nothing_in_the_denoiser():
     assert found(denoiser, sample=sample) == {"sample": 0}
     assert list(denoiser.tables) == [2]
     assert before.changes() == []
+
+
+class Positions(nn.Module):
+    """As Allegro: two tables, stacked, of which rows are picked by positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(6, 6)
+
+    def forward(
+        self, sample: torch.Tensor, tables: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        return self.mix(sample + nn.functional.embedding(positions, tables))
+
+
+def test_a_table_that_may_grow_is_left_out_when_the_values_say_so() -> None:
+    torch.manual_seed(0)
+    denoiser = Positions().eval()
+    arguments = {
+        "sample": torch.randn(2, 3, 6),
+        "tables": torch.randn(2, 6),
+        "positions": torch.tensor([0, 1, 1]),
+    }
+    call = DenoiserCall.of(tuple(arguments), tuple(arguments.values()), {})
+    with torch.no_grad():
+        answer = denoiser(**arguments)
+    first, second = ways_to_halve(denoiser, call, answer)
+    assert first == {"sample": 0, "tables": 0}  # nothing speaks against it at another batch size
+    assert second == {"sample": 0}
+    captured = capture(denoiser, call, answer)
+    assert captured.rows == second
+
+
+def test_what_half_of_a_batch_raises_is_said() -> None:
+    class Whole(nn.Module):
+        def forward(self, sample: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            return sample + nn.functional.embedding(positions, sample.flatten(1))[:, :, None]
+
+    arguments = {"sample": torch.randn(2, 3, 1), "positions": torch.tensor([1, 0])}
+    call = DenoiserCall.of(tuple(arguments), tuple(arguments.values()), {})
+    answer = Whole()(**arguments)
+    with pytest.raises(CaptureError, match="cannot compute half of its batch: IndexError"):
+        capture(Whole(), call, answer)
