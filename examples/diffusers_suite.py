@@ -21,21 +21,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import suite_hub
-from suite_report import read_known, read_lines, results, summarize, text
+from suite_report import count, read_known, read_lines, results, summarize, text
 from suite_run import WITHOUT_US, Suite, Way, find_files, with_us
 
 KNOWN = Path(__file__).with_name("suite_known.toml")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,6 +61,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for and report; returns the exit status."""
     asked = parse(arguments)
     try:
         files = find_files(asked.checkout, asked.files)
@@ -78,43 +79,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ways = {"both": [WITHOUT_US, ours], "without": [WITHOUT_US], "with": [ours]}[asked.ways]
     if earlier is not None:
         ways = [w for w in ways if w is not WITHOUT_US]
-    left = run_all(suite, files, ways, asked.jobs)
-    tests = {
-        way.name: {f: results(read_lines(suite.part(f, way))) for f in files}
-        for way in (WITHOUT_US, ours)
-    }
+    try:
+        run_all(suite, files, ways, asked.jobs)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    lines = {w.name: {f: read_lines(suite.part(f, w)) for f in files} for w in (WITHOUT_US, ours)}
+    tests = {way: {f: results(found) for f, found in by.items()} for way, by in lines.items()}
     if earlier is not None:
-        tests[WITHOUT_US.name] = {f: earlier["without"].get(f, {}) for f in files}
-    summary = summarize(tests["without"], tests[ours.name], known) | {"left_behind": left}
-    versions = {k: v for f in files for w in ways for k, v in end_of(suite, f, w).items()}
-    out.write_text(
-        json.dumps({**summary, "of": versions, "way": ours.name, "tests": tests}, indent=1)
-    )
+        tests[WITHOUT_US.name] = {f: earlier[WITHOUT_US.name].get(f, {}) for f in files}
+    summary = summarize(tests[WITHOUT_US.name], tests[ours.name], known)
+    every = [line for by in lines.values() for found in by.values() for line in found]
+    summary["left_behind"] = [x["what"] for x in every if x.get("event") == "left"]
+    versions = [x for x in every if x.get("event") == "end"][-1:]
+    out.write_text(json.dumps({"of": versions, **summary, "tests": tests}, indent=1))
     print(text(summary))
-    return int(asked.ways != "without" and any(not bad["known"] for bad in summary["only_with_us"]))
+    return int(any(not bad["known"] for bad in summary["only_with_us"]))
 
 
-def run_all(suite: Suite, files: list[str], ways: list[Way], jobs: int) -> list[str]:
-    """Run the files, some at a time; returns what they left behind."""
-    left, lock = [], threading.Lock()
+def run_all(suite: Suite, files: list[str], ways: list[Way], jobs: int) -> None:
+    """Run the files, some at a time; says what each came to.
+
+    Raises:
+        KeyboardInterrupt: it was stopped, by Ctrl-C or SIGTERM; nothing runs any more.
+    """
 
     def one(task: tuple[str, Way]) -> None:
-        found = suite.run(*task)
-        with lock:
-            left.extend(found)
-            outcomes = [r["outcome"] for r in results(read_lines(suite.part(*task))).values()]
-            counts = {kind: outcomes.count(kind) for kind in sorted(set(outcomes))}
-            print(f"{task[0]} {task[1].name}: {counts}", file=sys.stderr, flush=True)
+        suite.run(*task)
+        counts = count(results(read_lines(suite.part(*task))))
+        print(f"{task[0]} {task[1].name}: {counts}", file=sys.stderr, flush=True)
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, [(file, way) for file in files for way in ways]))
-    return left
-
-
-def end_of(suite: Suite, file: str, way: Way) -> dict[str, Any]:
-    """The versions that a run has noted at its end."""
-    last = next((x for x in read_lines(suite.part(file, way)) if x.get("event") == "end"), {})
-    return {k: v for k, v in last.items() if k != "event"}
+        try:
+            list(pool.map(one, [(file, way) for file in files for way in ways]))
+        except BaseException:
+            suite.stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":

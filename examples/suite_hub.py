@@ -8,6 +8,7 @@ with figures of the real repositories differ, with us and without us alike.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import torch
 import transformers
-
 
 _REVISION = "0" * 40
 _T5 = {
@@ -65,6 +65,10 @@ def build(home: Path) -> None:
             (folder / "refs" / "main").write_text(_REVISION)
             torch.manual_seed(0)
             make(snapshot)
+            if name in _MODEL_TYPES:
+                (snapshot / "config.json").write_text(
+                    json.dumps({"model_type": _MODEL_TYPES[name]})
+                )
         work.replace(home)  # all at once: a build that was stopped leaves nothing half made
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -87,6 +91,7 @@ BYTE_TOKENS = [f"<0x{i:02X}>" for i in range(256)]
 
 
 def clip_tokenizer(folder: Path) -> None:
+    """Clip tokenizer."""
     letters = byte_letters()
     vocab = numbered(["<|startoftext|>", "!", *letters, *(c + "</w>" for c in letters)])
     vocab["<|endoftext|>"] = 999  # the last id of the tests' encoders: they pool at the largest id
@@ -103,6 +108,7 @@ def clip_tokenizer(folder: Path) -> None:
 
 
 def clip_encoder(folder: Path) -> None:
+    """Clip encoder."""
     config = transformers.CLIPTextConfig(
         **{**_SMALL, "max_position_embeddings": 77},
         projection_dim=32,
@@ -113,6 +119,7 @@ def clip_encoder(folder: Path) -> None:
 
 
 def t5_tokenizer(folder: Path) -> None:
+    """T5 tokenizer."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     # A whole word is likelier than its letters, so that a sentence stays short.
     words = [("\u2581a", -2.5), ("\u2581of", -2.5), ("\u2581the", -2.5)]
@@ -122,16 +129,19 @@ def t5_tokenizer(folder: Path) -> None:
 
 
 def t5_repository(folder: Path) -> None:
+    """T5 repository."""
     t5_tokenizer(folder)
     transformers.T5EncoderModel(transformers.T5Config(**_T5)).save_pretrained(folder)
 
 
 def umt5(folder: Path) -> None:
+    """Umt5."""
     t5_tokenizer(folder)
     transformers.UMT5EncoderModel(transformers.UMT5Config(**_T5)).save_pretrained(folder)
 
 
 def qwen2_tokenizer(folder: Path) -> None:
+    """Qwen2 tokenizer."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
     special += [f"<|{name}|>" for name in ("vision_start", "vision_end", "vision_pad")]
     special += ["<|image_pad|>", "<|video_pad|>"]
@@ -149,6 +159,7 @@ def qwen2_tokenizer(folder: Path) -> None:
 
 
 def qwen2_vl(folder: Path) -> None:
+    """Qwen2 vl."""
     qwen2_tokenizer(folder)
     transformers.Qwen2VLImageProcessor(min_pixels=56**2, max_pixels=16 * 28**2).save_pretrained(
         folder
@@ -164,6 +175,7 @@ def qwen2_vl(folder: Path) -> None:
 
 
 def gemma_tokenizer(folder: Path) -> None:
+    """Gemma tokenizer."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
     vocab = numbered([*special, *BYTE_TOKENS, "\u2581", *ASCII])
     transformers.GemmaTokenizerFast(vocab=vocab, merges=[], model_max_length=512).save_pretrained(
@@ -172,6 +184,7 @@ def gemma_tokenizer(folder: Path) -> None:
 
 
 def gemma3(folder: Path) -> None:
+    """Gemma3."""
     gemma_tokenizer(folder)
     sight = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1}
     config = transformers.Gemma3Config(
@@ -183,6 +196,7 @@ def gemma3(folder: Path) -> None:
 
 
 def bert(folder: Path) -> None:
+    """Bert."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocab = numbered([*special, *ASCII, *(f"##{c}" for c in ASCII)])
     transformers.BertTokenizerFast(vocab=vocab, model_max_length=512).save_pretrained(folder)
@@ -191,6 +205,7 @@ def bert(folder: Path) -> None:
 
 
 def roberta_tokenizer(folder: Path) -> None:
+    """Roberta tokenizer."""
     vocab = numbered(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *byte_letters()])
     transformers.RobertaTokenizerFast(vocab=vocab, merges=[], model_max_length=77).save_pretrained(
         folder
@@ -198,10 +213,12 @@ def roberta_tokenizer(folder: Path) -> None:
 
 
 def clap_features(folder: Path) -> None:
+    """Clap features."""
     transformers.ClapFeatureExtractor(feature_size=64, sampling_rate=48000).save_pretrained(folder)
 
 
 def llama_tokenizer(folder: Path) -> None:
+    """Llama tokenizer."""
     vocab = numbered(["<unk>", "<s>", "</s>", "<pad>", *BYTE_TOKENS, "\u2581", *ASCII])
     tokenizer = transformers.LlamaTokenizerFast(
         vocab=vocab, merges=[], pad_token="<pad>", model_max_length=512
@@ -211,16 +228,19 @@ def llama_tokenizer(folder: Path) -> None:
 
 
 def llama_model(folder: Path) -> None:
+    """Llama model."""
     llama_tokenizer(folder)
     config = transformers.LlamaConfig(**{**_SMALL, "hidden_size": 16}, num_key_value_heads=4)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def hunyuan_video(folder: Path) -> None:
+    """Hunyuan video."""
     llama_tokenizer(folder / "tokenizer")
 
 
 def xlm_roberta_tokenizer(folder: Path) -> None:
+    """Xlm roberta tokenizer."""
     special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     vocab = [*special, *((c, -3.0) for c in ASCII), ("<mask>", 0.0)]
     transformers.XLMRobertaTokenizerFast(vocab=vocab, model_max_length=512).save_pretrained(folder)
@@ -249,4 +269,13 @@ REPOSITORIES: dict[str, Callable[[Path], None]] = {
     "THUDM/glm-4-9b-chat": llama_tokenizer,
     "finetrainers/dummy-hunyaunvideo": hunyuan_video,
     "YiYiXu/tiny-random-mclip-base": xlm_roberta_tokenizer,
+}
+
+#: AutoTokenizer wants to know the kind of model even where there is no model.
+_MODEL_TYPES = {
+    "Qwen/Qwen3-Embedding-0.6B": "qwen2",
+    f"{_TESTING}/dummy-gemma": "gemma",
+    f"{_TESTING}/tiny-random-roberta": "roberta",
+    f"{_TESTING}/llama-tokenizer": "llama",
+    "THUDM/glm-4-9b-chat": "llama",
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import logging
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from hybridiff_compile.runtime import fleet
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of the plugin."""
     group = parser.getgroup("suite")
     group.addoption("--suite-log", type=Path, required=True, help="a line a test is added here")
     group.addoption("--suite-mode", help="optimize every pipeline in this mode")
@@ -32,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Set up what was asked for."""
     torch.set_num_threads(1)
     optimizer = None
     if mode := config.getoption("--suite-mode"):
@@ -56,18 +59,21 @@ class Recorder:
         self._is_collected = True
 
     def write(self, **record: Any) -> None:
+        """Add a line."""
         with self._log.open("a") as out:
             out.write(json.dumps(record) + "\n")
 
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
+        """Leave out what has its line."""
         lines = self._log.read_text().splitlines() if self._log.exists() else []
         done = {r["test"] for r in map(json.loads, lines) if "outcome" in r}
         config.hook.pytest_deselected(items=[i for i in items if i.nodeid in done])
         items[:] = [i for i in items if i.nodeid not in done]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that cannot be imported has failed."""
         if report.failed:
             self._is_collected = False
             error = last_line(report.longreprtext)
@@ -75,6 +81,7 @@ class Recorder:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """Around a test: its first line and its last."""
         self.write(test=item.nodeid, event="start")
         self._reports = []
         if self._optimizer is not None:
@@ -85,9 +92,11 @@ class Recorder:
         return result
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what a test's setup, call and teardown came to."""
         self._reports.append(report)
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Say that nothing is left to run, unless somebody interrupted it."""
         close_shared()
         if exitstatus != pytest.ExitCode.INTERRUPTED or not self._is_collected:
             self.write(
@@ -128,10 +137,13 @@ class Optimizer:
         self._refused: list[tuple[Any, str]] = []  # holds the pipelines, so that no id is reused
         self._calls: list[tuple[str, int | None]] = []
         self._inside = 0
+        self._said = Heard()
+        logging.getLogger("hybridiff_compile").addHandler(self._said)
 
     def begin(self) -> None:
         """Before a test: watch the calls of every class of pipelines that was imported."""
         self._refused, self._calls = [], []
+        self._said.texts = {}
         for kind in subclasses(DiffusionPipeline):
             own = vars(kind).get("__call__")
             if own is not None and not hasattr(own, "of_the_suite"):
@@ -141,7 +153,7 @@ class Optimizer:
         """After a test: restore everything.
 
         Returns:
-            What was seen: `refused`, `calls` (class and ranks), `not_restored`.
+            What was seen: `refused`, `calls` (class and ranks), `said` (warnings), `not_restored`.
         """
         problems = []
         while self._models:
@@ -154,7 +166,7 @@ class Optimizer:
         seen = {"refused": [why for _, why in self._refused], "calls": self._calls}
         self._refused = []
         gc.collect()
-        return {**seen, "not_restored": problems}
+        return {**seen, "said": list(self._said.texts), "not_restored": problems}
 
     def attach_after_to(self) -> None:
         """Optimize a pipeline as soon as it was moved, so that what a test does next comes on top.
@@ -203,6 +215,18 @@ class Optimizer:
 
         call.of_the_suite = True  # pyright: ignore[reportFunctionMemberAccess]
         return call
+
+
+class Heard(logging.Handler):
+    """Keeps the warnings of the package, each once, in order."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one."""
+        self.texts[record.getMessage()] = None
 
 
 def running_ranks(model: hybridiff_compile.Model) -> int | None:

@@ -74,50 +74,41 @@ def summarize(
     """Compare the runs without us and with us.
 
     Args:
-        plain, ours: results by file.
+        plain, ours: results by file; a file without any was not run.
         known: exceptions.
 
     Returns:
-        `files` (counts of both, tests that ran on several ranks), `only_with_us` (what passes
-        without us and does not pass with us), `not_run` (no result with us), `settled` (known
-        exceptions that pass), `not_restored`, `refused` (reasons, counted).
+        `files` (counts of both, tests with a call on several ranks), `only_with_us` (what passes
+        without us and does not pass with us), `not_run` (has a result without us only), `settled`
+        (known exceptions that pass), `not_restored`, `refused` and `said` (texts, counted).
     """
-    files, bad, lost, not_restored = {}, [], [], []
-    settled: set[str] = set()
-    refused: Counter[str] = Counter()
+    files = {}
+    found: dict[str, list[Any]] = {"only_with_us": [], "not_run": [], "settled": []}
+    found["not_restored"] = []
+    texts: dict[str, Counter[str]] = {"refused": Counter(), "said": Counter()}
     for file, before in plain.items():
         after = ours.get(file, {})
-        files[file] = {
-            "without": count(before),
-            "with": count(after),
-            "several_ranks": sum(
-                any(r and r > 1 for _, r in t.get("calls", ())) for t in after.values()
-            ),
-        }
-        lost += [test for test in before if test not in after]
+        several = sum(any(r and r > 1 for _, r in t.get("calls", ())) for t in after.values())
+        files[file] = {"without": count(before), "with": count(after), "several_ranks": several}
+        found["not_run"] += [test for test in before if after and test not in after]
         for test, record in after.items():
-            was = before.get(test, {}).get("outcome")
             why = reason(test, known)
-            if record["outcome"] == "passed" and why:
-                settled.add(test)
-            if (
-                was in ("passed", None)
-                and record["outcome"] != "passed"
-                and not (was is None and record["outcome"] == "skipped")
-            ):
-                bad.append(
-                    {"test": test, "error": record.get("error", record["outcome"]), "known": why}
-                )
-            not_restored += [f"{test}: {p}" for p in record.get("not_restored", ())]
-            refused.update(record.get("refused", ()))
-    return {
-        "files": files,
-        "only_with_us": bad,
-        "not_run": lost,
-        "settled": sorted(settled),
-        "not_restored": not_restored,
-        "refused": dict(refused.most_common()),
-    }
+            if before and is_worse(before.get(test), record):
+                error = record.get("error", record["outcome"])
+                found["only_with_us"].append({"test": test, "error": error, "known": why})
+            elif why and record["outcome"] == "passed":
+                found["settled"].append(test)
+            found["not_restored"] += [f"{test}: {p}" for p in record.get("not_restored", ())]
+            for key, counts in texts.items():
+                counts.update(record.get(key, ()))
+    return {"files": files, **found, **{k: dict(c.most_common()) for k, c in texts.items()}}
+
+
+def is_worse(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> bool:
+    """Whether a test passes without us and not with us; also a failure that is new altogether."""
+    if before is None:  # such as a file that can be imported only without us
+        return after["outcome"] == "failed"
+    return before["outcome"] == "passed" != after["outcome"]
 
 
 def count(records: Results) -> dict[str, int]:
@@ -157,22 +148,27 @@ def text(summary: Mapping[str, Any]) -> str:
     bad = [b for b in summary["only_with_us"] if not b["known"]]
     allowed = [b for b in summary["only_with_us"] if b["known"]]
     lines += listed(
-        "pass without us and not with us",
-        [f"{b['test']}\n    {last_words(b['error'])}" for b in bad],
+        "pass without us and not with us", [said(b, last_words(b["error"])) for b in bad]
     )
-    lines += listed("known exceptions", [f"{b['test']}\n    {b['known']}" for b in allowed])
+    lines += listed("known exceptions", [said(b, b["known"]) for b in allowed])
     for title, key in (
         ("known exceptions that pass; take them off the list", "settled"),
         ("run without us and not with us", "not_run"),
         ("not restored", "not_restored"),
         ("left behind", "left_behind"),
     ):
-        lines += listed(title, summary.get(key, [])) if summary.get(key) else []
-    lines += listed(
-        "refused by optimize(), and run as it is",
-        [f"{n} x {why}" for why, n in summary["refused"].items()],
-    )
+        lines += listed(title, summary[key]) if summary[key] else []
+    for title, key in (
+        ("refused by optimize(), so that the pipeline ran as it is", "refused"),
+        ("said by the package in tests", "said"),
+    ):
+        lines += listed(title, [f"{n} x {words}" for words, n in summary[key].items()])
     return "\n".join(lines)
+
+
+def said(entry: Mapping[str, Any], words: str) -> str:
+    """A test, and what there is to say of it in a line of its own."""
+    return f"{entry['test']}\n    {words}"
 
 
 def listed(title: str, entries: Iterable[str]) -> list[str]:

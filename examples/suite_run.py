@@ -12,9 +12,10 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -46,6 +47,10 @@ def with_us(mode: str, gpus: int, attach: str) -> Way:
 WITHOUT_US = Way("without")
 
 
+class StoppedError(Exception):
+    """Somebody has stopped the suite."""
+
+
 @dataclass(frozen=True)
 class Suite:
     """Where things are, and how long a test may take.
@@ -55,42 +60,44 @@ class Suite:
         parts: folder for what each file's run has found.
         hub: Hugging Face home with the stand-ins.
         seconds: of a test.
+        stop: set by another thread, ends what runs.
     """
 
     checkout: Path
     parts: Path
     hub: Path
     seconds: float
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def part(self, file: str, way: Way) -> Path:
         """The lines of a file's run."""
         return self.parts / f"{file.replace('/', '+')}.{way.name}.jsonl"
 
-    def run(self, file: str, way: Way) -> list[str]:
+    def run(self, file: str, way: Way) -> None:
         """Run what was not yet run of a file.
 
         Args:
             file: relative to the checkout.
             way: how.
 
-        Returns:
-            What was left behind: a line for each process, which is ended.
+        Raises:
+            StoppedError: `stop` was set; what the test under way had found is dropped.
         """
-        part, left = self.part(file, way), []
+        part = self.part(file, way)
         part.parent.mkdir(parents=True, exist_ok=True)
         while not has_ended(read_lines(part)):
             cut_off(part)
             mark = secrets.token_hex(8)
             with part.with_suffix(".out").open("ab") as out:
                 ended = self._process(file, way, part, mark, out)
-            left += [f"{file} ({way.name}): {what}" for what in clean_up(mark)]
+            for process in clean_up(mark):
+                add(part, event="left", what=f"{file} ({way.name}): {process}")
             lines = read_lines(part)
             if (test := unfinished(lines)) is not None:
                 add(part, test=test, outcome="failed", error=f"the process {ended} in this test")
             elif not has_ended(lines):
                 add(part, test=file, outcome="failed", error=f"the process {ended}, in no test")
                 add(part, event="end")
-        return left
 
     def _process(self, file: str, way: Way, part: Path, mark: str, out: IO[bytes]) -> str:
         """One process of pytest; returns how it ended."""
@@ -112,7 +119,8 @@ class Suite:
         patience, seen, since = 1.5 * self.seconds + 60, -1, time.monotonic()
         try:
             while process.poll() is None:
-                time.sleep(0.2)
+                if self.stop.wait(0.2):
+                    raise StoppedError
                 size = part.stat().st_size if part.exists() else 0
                 if size != seen:
                     seen, since = size, time.monotonic()
