@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     optimizer = None
     if mode := config.getoption("--suite-mode"):
         optimizer = Optimizer(mode, config.getoption("--suite-gpus"))
+        optimizer.watch_pipelines()
         if config.getoption("--suite-attach") == "to":
             optimizer.attach_after_to()
         share_one_worker()
@@ -141,13 +142,22 @@ class Optimizer:
         logging.getLogger("hybridiff_compile").addHandler(self._said)
 
     def begin(self) -> None:
-        """Before a test: watch the calls of every class of pipelines that was imported."""
+        """Before a test: forget the last one."""
         self._refused, self._calls = [], []
         self._said.texts = {}
-        for kind in subclasses(DiffusionPipeline):
-            own = vars(kind).get("__call__")
-            if own is not None and not hasattr(own, "of_the_suite"):
-                kind.__call__ = self._watched(own)
+
+    def watch_pipelines(self) -> None:
+        """Watch the calls of every pipeline that is made from now on."""
+        own = DiffusionPipeline.register_modules  # every pipeline calls it when it is made
+
+        @functools.wraps(own)
+        def register_modules(pipe: Any, **modules: Any) -> None:
+            own(pipe, **modules)
+            if self._model(pipe) is None:
+                for kind in type(pipe).__mro__:
+                    self._watch(kind)
+
+        DiffusionPipeline.register_modules = register_modules
 
     def end(self) -> dict[str, Any]:
         """After a test: restore everything.
@@ -197,7 +207,11 @@ class Optimizer:
         self._models.append(model)
         return True
 
-    def _watched(self, own: Callable[..., Any]) -> Callable[..., Any]:
+    def _watch(self, kind: type) -> None:
+        own = vars(kind).get("__call__")
+        if own is None or kind is object or hasattr(own, "of_the_suite"):
+            return
+
         @functools.wraps(own)
         def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
             # A pipeline within a pipeline's call is left as it is: nobody could optimize it there.
@@ -214,7 +228,7 @@ class Optimizer:
                 self._calls.append((type(pipe).__name__, ranks))
 
         call.of_the_suite = True  # pyright: ignore[reportFunctionMemberAccess]
-        return call
+        kind.__call__ = call
 
 
 class Heard(logging.Handler):
@@ -233,11 +247,6 @@ def running_ranks(model: hybridiff_compile.Model) -> int | None:
     """The ranks that have computed a step of the call under way."""
     run = model.session()._run  # the report is made only after the pipeline's own call
     return None if run is None else run.ranks
-
-
-def subclasses(kind: type) -> set[Any]:
-    """All classes below one."""
-    return {c for sub in kind.__subclasses__() for c in (sub, *subclasses(sub))}
 
 
 _shared: list[fleet.Fleet] = []
