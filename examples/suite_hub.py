@@ -6,6 +6,9 @@ letters or bytes; encoders have random weights of a fixed seed. So outputs that 
 with figures of the real repositories differ, with us and without us alike.
 """
 
+# transformers exports its tokenizers lazily, which pyright does not see.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import json
@@ -13,12 +16,13 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
 _REVISION = "0" * 40
-_T5 = {
+_T5: dict[str, Any] = {
     "vocab_size": 1103,
     "d_model": 32,
     "d_kv": 8,
@@ -29,7 +33,7 @@ _T5 = {
     "initializer_factor": 0.002,
     "decoder_start_token_id": 0,
 }
-_SMALL = {
+_SMALL: dict[str, Any] = {
     "vocab_size": 1000,
     "hidden_size": 32,
     "intermediate_size": 37,

@@ -79,12 +79,13 @@ def summarize(
 
     Returns:
         `files` (counts of both, tests with a call on several ranks), `only_with_us` (what passes
-        without us and does not pass with us), `not_run` (has a result without us only), `settled`
-        (known exceptions that pass), `not_restored`, `refused` and `said` (texts, counted).
+        without us and does not pass with us), `other_error` (fails both ways, by another kind of
+        error with us), `not_run` (has a result without us only), `settled` (known exceptions that
+        pass), `not_restored`, `refused` and `said` (texts, counted).
     """
     files = {}
-    found: dict[str, list[Any]] = {"only_with_us": [], "not_run": [], "settled": []}
-    found["not_restored"] = []
+    found: dict[str, list[Any]] = {"only_with_us": [], "other_error": [], "not_run": []}
+    found |= {"settled": [], "not_restored": []}
     texts: dict[str, Counter[str]] = {"refused": Counter(), "said": Counter()}
     for file, before in plain.items():
         after = ours.get(file, {})
@@ -98,6 +99,8 @@ def summarize(
                 found["only_with_us"].append({"test": test, "error": error, "known": why})
             elif why and record["outcome"] == "passed":
                 found["settled"].append(test)
+            elif fails_otherwise(before.get(test, {}), record):
+                found["other_error"].append({"test": test, "error": record["error"]})
             found["not_restored"] += [f"{test}: {p}" for p in record.get("not_restored", ())]
             for key, counts in texts.items():
                 counts.update(record.get(key, ()))
@@ -105,10 +108,21 @@ def summarize(
 
 
 def is_worse(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> bool:
-    """Whether a test passes without us and not with us; also a failure that is new altogether."""
-    if before is None:  # such as a file that can be imported only without us
-        return after["outcome"] == "failed"
-    return before["outcome"] == "passed" != after["outcome"]
+    """Whether a test fails with us only, or passes without us only.
+
+    Args:
+        before, after: its results; None if there was no such test without us, such as the name of
+            a file that can be imported only without us.
+    """
+    was = before["outcome"] if before else "none"
+    now = after["outcome"]
+    return (now == "failed" and was != "failed") or (was == "passed" and now != "passed")
+
+
+def fails_otherwise(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a test fails both ways, by another kind of error with us."""
+    kinds = [r["error"].split(":")[0] for r in (before, after) if r.get("outcome") == "failed"]
+    return len(kinds) == 2 and kinds[0] != kinds[1]
 
 
 def count(records: Results) -> dict[str, int]:
@@ -118,25 +132,14 @@ def count(records: Results) -> dict[str, int]:
 
 
 def text(summary: Mapping[str, Any]) -> str:
-    """The report that is printed: a row a file, then what only fails with us."""
-    rows = [
-        (
-            "file",
-            "without us: passed",
-            "failed",
-            "skipped",
-            "with us: passed",
-            "failed",
-            "skipped",
-            "on several ranks",
-        )
-    ]
+    """The report that is printed: a row a file, without us and with us; then what is worse."""
+    rows = [["file", *(f"{kind} without" for kind in OUTCOMES), *OUTCOMES, "on several ranks"]]
     total = [0] * 7
     for file, found in summary["files"].items():
         figures = [*found["without"].values(), *found["with"].values(), found["several_ranks"]]
         total = [a + b for a, b in zip(total, figures, strict=True)]
-        rows.append((file.removeprefix("tests/"), *map(str, figures)))
-    rows.append(("all", *map(str, total)))
+        rows.append([file.removeprefix("tests/"), *map(str, figures)])
+    rows.append(["all", *map(str, total)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -150,6 +153,8 @@ def text(summary: Mapping[str, Any]) -> str:
     lines += listed(
         "pass without us and not with us", [said(b, last_words(b["error"])) for b in bad]
     )
+    other = [said(b, last_words(b["error"])) for b in summary["other_error"]]
+    lines += listed("fail both ways, with us by another kind of error", other) if other else []
     lines += listed("known exceptions", [said(b, b["known"]) for b in allowed])
     for title, key in (
         ("known exceptions that pass; take them off the list", "settled"),

@@ -201,16 +201,25 @@ def test_a_stopped_run_ends_its_process_and_goes_on_later(suite: Any, tmp_path: 
 
 def test_only_what_passes_without_us_counts(suite: Any) -> None:
     report = suite("suite_report")
-    before = {
-        t: {"outcome": o}
-        for t, o in zip("abcd", ("passed", "failed", "skipped", "passed"), strict=True)
-    }
-    after = {t: {"outcome": "failed", "error": f"E{t}"} for t in "abcn"}
+    passed, skipped = {"outcome": "passed"}, {"outcome": "skipped"}
+    failed = {"outcome": "failed", "error": "E: 1"}
+    other = {"outcome": "failed", "error": "F: 1"}
+    before = {"a": passed, "b": failed, "c": skipped, "d": passed, "e": failed, "f": failed}
+    after = {"a": failed, "b": other, "c": failed, "n": failed, "e": failed | {"error": "E: 2"}}
+    after |= {"f": passed, "s": skipped}
     found = report.summarize({"f": before, "g": {}}, {"f": after, "g": after}, {"a": "known"})
-    assert [(b["test"], b["known"]) for b in found["only_with_us"]] == [("a", "known"), ("n", None)]
+    assert [(b["test"], b["known"]) for b in found["only_with_us"]] == [
+        ("a", "known"),
+        ("c", None),
+        ("n", None),
+    ]
     assert found["not_run"] == ["d"]
-    skipped = report.summarize({"f": before}, {"f": {"a": {"outcome": "skipped"}}}, {})
-    assert [b["test"] for b in skipped["only_with_us"]] == ["a"]
+    assert [b["test"] for b in found["other_error"]] == ["b"]
+    assert "fail both ways, with us by another kind of error: 1" in report.text(
+        {**found, "left_behind": []}
+    )
+    found = report.summarize({"f": before}, {"f": {"a": skipped}}, {})
+    assert [b["test"] for b in found["only_with_us"]] == ["a"]
 
 
 def test_a_known_exception_without_a_reason_is_refused(suite: Any, tmp_path: Path) -> None:
