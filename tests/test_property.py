@@ -147,7 +147,9 @@ def model() -> Iterator[Any]:
 
 
 @given(script=scripts)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_exact_has_the_bits_of_rows_computed_apart(model: Any, script: Script) -> None:
     plain = Scripted()
     made = model(script)

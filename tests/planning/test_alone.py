@@ -78,8 +78,8 @@ def test_a_measured_link_has_a_rate_and_a_latency() -> None:
 
 def test_a_helper_that_cannot_start_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from hybridiff_compile.errors import WorkerError
-    from hybridiff_compile.runtime import fleet
+    from hybridiff_compile.runtime import spawn
 
-    monkeypatch.setattr(fleet, "environment", lambda: {"PYTHONHOME": "/nowhere"})
+    monkeypatch.setattr(spawn, "environment", lambda: {"PYTHONHOME": "/nowhere"})
     with pytest.raises(WorkerError, match=r"measures the link ended with exit code 1; measure"):
         link_probe.measure(CPU, CPU)

@@ -111,7 +111,9 @@ def test_a_launched_rank_that_died_is_an_error_every_time(
     kill_idle_worker(model)
     workers = model._session.ranks.driver.fleet
     monkeypatch.setattr(workers, "_process", None)  # as under torchrun, which also hands out
-    monkeypatch.setattr(model._session, "_start", lambda meanwhile: workers)  # the same one again
+    monkeypatch.setattr(
+        model._session.ranks, "_start", lambda meanwhile: workers
+    )  # the same one again
     for _ in range(2):
         with pytest.raises(WorkerError, match=r"which a launcher started, is gone.*Start the scr"):
             pipelines.latents(model, NAME)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hybridiff_compile import ops
+from hybridiff_compile import links, ops
 from hybridiff_compile.errors import PhaseMismatchError
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.layout import UnpackCut
@@ -25,7 +25,7 @@ def serial(request: pytest.FixtureRequest) -> Iterator[Pair]:
 
 @pytest.fixture(params=["cpu", "cuda"])  # the latter's links as of two ranks on one card
 def paper(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    monkeypatch.setattr(ops, "_card", lambda device: "the only card")
+    monkeypatch.setattr(links, "_card", lambda device: "the only card")
     programs = build_programs(toy.captured().program, "paper")
     with pair(programs, torch.device(request.param)) as ranks:
         yield ranks
