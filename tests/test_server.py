@@ -11,7 +11,7 @@ import torch
 
 import hybridiff_compile
 from hybridiff_compile import ops
-from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
+from hybridiff_compile.errors import ConfigError
 from tests import pipelines
 
 NAME = "tiny-sd3"
@@ -62,15 +62,6 @@ def test_a_call_from_its_own_callback_is_refused() -> None:
         with pytest.raises(ConfigError, match="called from its own callback"):
             pipelines.latents(model, NAME, callback_on_step_end=again)
         assert torch.isfinite(make(model)).all()
-
-
-def test_another_denoiser_in_the_pipeline_is_refused() -> None:
-    pipe, other = pipelines.load(NAME), pipelines.load(NAME).transformer
-    with hybridiff_compile.optimize(pipe, gpus=1) as model:
-        own, pipe.transformer = pipe.transformer, other
-        with pytest.raises(UnsupportedPipelineError, match="given another denoiser"):
-            make(model)
-        pipe.transformer = own
 
 
 def test_autocast_is_refused_because_workers_do_not_see_it() -> None:

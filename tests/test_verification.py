@@ -95,7 +95,7 @@ def test_two_exact_ranks_give_the_bits_of_one_device(pipe: Any, plain: Any) -> N
         assert model.report.ranks == 2
         assert "0: the same bits" in str(found)
         # Apart is of this device alone: what the worker would have sent is not there.
-        with model.session().apart():
+        with model.session().here.apart():
             alone = pipelines.latents(model, "tiny-sd3", **CALL)
         assert (model.report.ranks, model.report.mode) == (1, "exact")
         assert torch.equal(alone, pipelines.latents(model, "tiny-sd3", **CALL))
@@ -106,7 +106,7 @@ def test_two_exact_ranks_give_the_bits_of_one_device(pipe: Any, plain: Any) -> N
 
 def test_apart_ends_with_its_block(pipe: Any) -> None:
     with hybridiff_compile.optimize(pipe, 1, mode="forecast", tau1=3, k=4) as model:
-        with pytest.raises(KeyError), model.session().apart():
+        with pytest.raises(KeyError), model.session().here.apart():
             raise KeyError
         pipelines.latents(model, "tiny-sd3", **CALL)
         assert model.report.steps_by_phase["forecast"] == 3
