@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import config as fx_config
 from torch.fx import graph_module
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from hybridiff_compile.capture.call import DenoiserCall
@@ -26,7 +27,13 @@ from hybridiff_compile.ir import Parent, output_node
 logger = logging.getLogger(__name__)
 
 # Who warns of a failed export, besides the error that it raises.
-_TALKERS = ("torch.export._trace", "torch.fx.experimental.symbolic_shapes")
+_TALKERS = (
+    "torch.export._trace",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch._subclasses.fake_tensor",
+)
+
+_DATA = torch.Tensor.data.__get__  # pyright: ignore[reportAttributeAccessIssue]
 
 # What later passes read: a node's value, and the module that it came from.
 _KEPT_META = ("val", "nn_module_stack")
@@ -41,7 +48,7 @@ def export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any
     positional, keyword = call.arguments
     before = set(_sources())
     try:
-        with torch.no_grad(), _without_gradients(denoiser), _without_stack_traces():
+        with torch.no_grad(), _without_gradients(denoiser), _without_stack_traces(), _Data():
             exported = torch.export.export(
                 denoiser, tuple(positional.values()), keyword, strict=False
             )
@@ -55,6 +62,18 @@ def export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any
     return _unlift(exported, call, returned), pytree.tree_unflatten(
         values, exported.call_spec.out_spec
     )
+
+
+class _Data(TorchFunctionMode):
+    """Reads `tensor.data` as `tensor.detach()`, the same memory: a tracer does not see the former.
+
+    CogVideoX fills a table of positions so, at every other size than its config's.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _DATA:
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
 
 
 def _returned(exported: torch.export.ExportedProgram, name: str) -> list[Any]:
@@ -170,8 +189,8 @@ def _without_stack_traces() -> Iterator[None]:
 def quietly() -> Iterator[None]:
     """Keep torch's account of a failed export, its whole graph, off stderr: our error follows.
 
-    Only the one module that prints it gets a `print` of its own, and only what two loggers of torch
-    say in this thread is dropped: stderr and levels belong to the whole process. Loggers that
+    Only the one module that prints it gets a `print` of its own, and only what some loggers of
+    torch say in this thread is dropped: stderr and levels belong to the whole process. Loggers that
     TORCH_LOGS sets have levels of their own, and are heard.
     """
     printer, exporter = None, threading.get_ident()

@@ -19,6 +19,7 @@ from torch._subclasses import fake_tensor
 from torch.utils import _pytree as pytree
 
 from hybridiff_compile.capture.call import DenoiserCall, Rows, row_dims
+from hybridiff_compile.capture.exporting import quietly
 from hybridiff_compile.capture.state import kept
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def rows_of(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> dict[str, i
         what the shapes suggest: the caller compares values before it relies on either.
     """
     shapes = _shapes(answer)
-    with kept(denoiser):
+    with kept(denoiser), quietly():
         for rows in itertools.islice(_assignments(call), _MOST_TRIES):
             try:
                 if _grown(denoiser, call, rows) == [_larger(s, 0) for s in shapes]:
@@ -80,7 +81,7 @@ def _fewest(
     """The rows without those of every argument that need not have any."""
     _, *others = rows
     wanted = [_larger(shape, 0) for shape in _shapes(answer)]
-    with kept(denoiser):
+    with kept(denoiser), quietly():
         for name in others:
             fewer = {n: dim for n, dim in rows.items() if n != name}
             try:

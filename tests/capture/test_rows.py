@@ -1,5 +1,7 @@
 """Where the rows of each argument are, found at a second batch size."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
@@ -146,3 +148,24 @@ def test_what_half_of_a_batch_raises_is_said() -> None:
     answer = Whole()(**arguments)
     with pytest.raises(CaptureError, match="cannot compute half of its batch: IndexError"):
         capture(Whole(), call, answer)
+
+
+class Filled(nn.Module):
+    """As CogVideoX at another size than its config's: it fills a table of its own by `data`."""
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        table = sample.new_zeros(1, *sample.shape[1:])
+        table.data[:, 1:].copy_(torch.arange(float(sample.shape[-1])).cos())
+        return sample * 2 + table
+
+
+def test_a_table_that_is_filled_by_its_data_is_part_of_the_program() -> None:
+    call = DenoiserCall.of(("sample",), (torch.randn(4, 3, 6),), {})
+    captured = capture(Filled(), call, Filled()(*call.leaves))  # its halves are compared
+    assert captured.rows == {"sample": 0}
+
+
+def test_a_wrong_guess_is_not_logged_by_torch(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        assert found(Rope(), sample=torch.randn(2, 3, 6), rope=torch.randn(2, 6)) == {"sample": 0}
+    assert not caplog.records

@@ -130,15 +130,26 @@ def test_decision_on_a_tensor_value_is_refused_and_its_line_named(capfd, caplog)
 def test_denoiser_whose_rows_depend_on_each_other_is_refused():
     class Mixes(nn.Module):
         def forward(self, sample: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-            return sample + text.mean(0)
+            return sample - sample.mean(0) + text
 
-    half, text = torch.randn(1, 4), torch.randn(2, 4)
-    call = DenoiserCall.of(("sample", "text"), (torch.cat([half, half]), text), {})
+    call = DenoiserCall.of(("sample", "text"), (torch.randn(2, 4), torch.randn(2, 4)), {})
     denoiser = Mixes()
     with pytest.raises(
         CaptureError, match=r"halves of Mixes's batch, .*a relative difference.*rows depend on each"
     ):
         capture(denoiser, call, denoiser(*call.arguments[0].values()))
+
+
+def test_an_argument_that_counts_as_a_whole_is_given_to_both_halves():
+    class Averages(nn.Module):
+        def forward(self, sample: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+            return sample + text.mean(0)
+
+    values = torch.randn(2, 4), torch.randn(2, 4)
+    captured = capture(
+        Averages(), DenoiserCall.of(("sample", "text"), values, {}), Averages()(*values)
+    )
+    assert captured.rows == {"sample": 0}
 
 
 def test_branches_that_stay_together_may_depend_on_each_other():
