@@ -108,3 +108,17 @@ def _source(module: str) -> str:
         return inspect.getsource(sys.modules[module])
     except (KeyError, OSError, TypeError):
         return ""
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise a ConfigError for a word that is none of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}.")
+
+
+def check_positive(name: str, value: float | str | None) -> None:
+    """Raise a ConfigError for what is no number above 0 and finite; None was not given."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{name}={value!r} must be above 0 and finite, as an int or float.")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from hybridiff_compile.arguments import check_choice, check_positive
 from hybridiff_compile.errors import ConfigError
 
 Mode = Literal["exact", "paper", "hybrid", "guided", "forecast", "asyncdiff"]
@@ -97,7 +96,7 @@ class Controlled:
     estimator: Estimator
 
 
-#: How a run chooses the phase of each step; None is always serial.
+#: How a run chooses each step's phase; None is always serial.
 Switching = SwitchSettings | Pinned | Controlled | None
 
 # The m of hybrid, unless it is given or comes with a named tolerance.
@@ -138,10 +137,10 @@ class Lowering:
     def __post_init__(self) -> None:
         """Raise ConfigError for an unknown name, or one that another backend understands."""
         if self.backend != "aot":  # load()'s own, no choice of optimize()
-            _check_choice("backend", self.backend, [b for b in get_args(Backend) if b != "aot"])
-        _check_choice("scope", self.scope, get_args(Scope))
+            check_choice("backend", self.backend, [b for b in get_args(Backend) if b != "aot"])
+        check_choice("scope", self.scope, get_args(Scope))
         if self.compile_mode is not None:
-            _check_choice("compile_mode", self.compile_mode, get_args(CompileMode))
+            check_choice("compile_mode", self.compile_mode, get_args(CompileMode))
             if self.backend != "inductor":
                 raise ConfigError(
                     f"compile_mode={self.compile_mode!r} is Inductor's; pass backend='inductor'."
@@ -150,11 +149,6 @@ class Lowering:
             raise ConfigError(
                 f"scope={self.scope!r} needs backend='inductor'; {self.backend!r} runs stages."
             )
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}.")
 
 
 #: The modes that each switching setting is for.
@@ -212,7 +206,7 @@ class Config:
             raise ConfigError(
                 f"gpus={self.gpus!r}: one picture is made by 1 or 2 ranks; pass 1 or 2."
             )
-        _check_choice("mode", self.mode, get_args(Mode))
+        check_choice("mode", self.mode, get_args(Mode))
         if self.lowering.backend != "eager" and self.gpus != 2:
             raise ConfigError(
                 f"backend={self.lowering.backend!r} compiles the programs of two ranks; pass "
@@ -244,9 +238,12 @@ class Config:
         if self.m == 1 and self.mode in ("hybrid", "forecast"):
             raise ConfigError(f"m=1 extrapolates nothing in mode {self.mode!r}; pass 2 or more.")
         if self.estimator is not None:
-            _check_choice("estimator", self.estimator, get_args(Estimator))
-        for name in ("eps_slope", "tolerance"):
-            _check_positive(name, getattr(self, name))
+            check_choice("estimator", self.estimator, get_args(Estimator))
+        if isinstance(self.tolerance, str):
+            check_choice("tolerance", self.tolerance, tuple(TOLERANCES))
+        else:
+            check_positive("tolerance", self.tolerance)
+        check_positive("eps_slope", self.eps_slope)
         if isinstance(self.tolerance, int | float) and self.tolerance > _MOST_TOLERANCE:
             raise ConfigError(
                 f"tolerance={self.tolerance!r} lets steps be wrong by more than "
@@ -296,19 +293,10 @@ class Config:
         return chosen
 
 
-def _check_positive(name: str, value: float | str | None) -> None:
-    if name == "tolerance" and isinstance(value, str):
-        _check_choice(name, value, tuple(TOLERANCES))
-    elif value is not None and (
-        isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
-    ):
-        raise ConfigError(f"{name}={value!r} must be above 0 and finite, as an int or float.")
-
-
 def _check_end(name: str, start: int, k: int, steps: int, whose: str) -> None:
     if start + k > steps:
         whose = f" ({whose})" if whose else ""
         raise ConfigError(
-            f"{name}={start} and k={k}{whose} end at step {start + k}, after the "
-            f"run's {steps} steps; set them lower, or use more steps or mode='exact'."
+            f"{name}={start} and k={k}{whose} end at step {start + k}, after the run's "
+            f"{steps} steps; set them lower, or use more steps or mode='exact'."
         )

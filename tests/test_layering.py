@@ -18,7 +18,7 @@ TYPES = {"ir", "links", "ops", "layout"}
 ALLOWED = {
     "errors": set(),
     "arguments": {"errors"},
-    "config": {"errors"},
+    "config": {"errors", "arguments"},
     **{name: GROUND | TYPES for name in TYPES},
     "debug": GROUND | TYPES,
     **{name: GROUND | TYPES | {"debug"} for name in MIDDLE},
