@@ -107,13 +107,10 @@ TOLERANCES = {"fine": (0.15, _M), "balanced": (0.4, _M), "fast": (0.8, 6)}
 # An extrapolated step as large as this times the prediction has nothing of it left.
 _MOST_TOLERANCE = 10.0
 
-#: First and last steps that this project's own phases leave alone in a run that is long enough.
-_FIRST, _LAST = 6, 4
-
 
 def _ends(steps: int) -> tuple[int, int]:
     """How many first and last steps are computed in a run of `steps` steps: 6 and 4 from 24 on."""
-    return min(_FIRST, max(3, steps // 4)), min(_LAST, max(2, steps // 5))
+    return min(6, max(3, steps // 4)), min(4, max(2, steps // 5))
 
 
 @dataclass(frozen=True, slots=True)
