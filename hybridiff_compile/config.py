@@ -101,7 +101,7 @@ Switching = SwitchSettings | Pinned | Controlled | None
 
 # The m of hybrid, unless it is given or comes with a named tolerance.
 _M = 4
-#: Named tolerances, and the m that goes with each; README says what they were seen to give, in dB.
+#: Named tolerances, and the m that goes with each; docs/modes.md says what they give, in dB.
 TOLERANCES = {"fine": (0.15, _M), "balanced": (0.4, _M), "fast": (0.8, 6)}
 
 # An extrapolated step as large as this times the prediction has nothing of it left.

@@ -35,7 +35,7 @@ from hybridiff_compile.quality import ssim, to_bytes
 #: The models whose pictures show something; the pictures of the other are noise.
 DRAWING = ("tiny-sdxl", "tiny-sd3")
 PROMPT_SEED = 1
-#: The most that any claim of the README is made on.
+#: The most that any claim of docs/modes.md is made on.
 MOST_PROMPTS = 200
 
 
