@@ -101,6 +101,11 @@ class UnpackCut(nn.Module):
         return self.layout.unpack(buffer)
 
 
+def writes(tensor: torch.Tensor) -> int | None:
+    """How often torch has seen a tensor's memory written; None where it does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The ordinary tensors that one is made of: itself, or those inside a quantised one."""
     if not is_traceable_wrapper_subclass(tensor):

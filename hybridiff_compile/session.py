@@ -266,7 +266,7 @@ class Session:
         return ""
 
     def _turn(self, unfit: str) -> AbstractContextManager[None]:
-        """Within this, the denoiser's calls are this session's, unless it is unfit for that."""
+        """Within this, the denoiser's calls are answered here, unless it is unfit for that."""
         if not unfit:
             return self.attachment.turn(self.denoise)
         self._one_rank("pipeline", unfit)

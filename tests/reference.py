@@ -28,7 +28,10 @@ def half(value: Any, index: int, doubled: int) -> Any:
 
 @contextlib.contextmanager
 def branches_apart(denoiser: Any) -> Iterator[None]:
-    """One device that runs the two branches one after the other, on one thread."""
+    """One device that runs the halves of each batch one after the other, on one thread.
+
+    A batch that has no two equal halves is run as it is.
+    """
     own, threads = denoiser.forward, torch.get_num_threads()
 
     def forward(sample: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -36,6 +39,8 @@ def branches_apart(denoiser: Any) -> Iterator[None]:
             sample = kwargs.pop("hidden_states")
         assert sample is not None
         n = len(sample)
+        if n % 2:
+            return own(sample, *args, **kwargs)
         halves = [half((sample, args, kwargs), i, n) for i in (0, 1)]
         eps = [own(x, *a, **k)[0] for x, a, k in halves]
         return (torch.cat(eps),)

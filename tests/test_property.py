@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 import hybridiff_compile
 from tests import toy
-from tests.reference import half
+from tests.reference import branches_apart
 
 SCHEDULERS: dict[str, Any] = {
     "ddim": DDIMScheduler,
@@ -102,27 +101,6 @@ class Scripted:
         return x
 
 
-@contextmanager
-def apart(denoiser: Any) -> Iterator[None]:
-    """One device on one thread: halves of a batch one after the other, where there are two."""
-    own, threads = denoiser.forward, torch.get_num_threads()
-
-    def forward(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        n = len(sample)
-        if n % 2:
-            return own(sample, *args, **kwargs)
-        halves = [half((sample, args, kwargs), i, n) for i in (0, 1)]
-        return (torch.cat([own(x, *a, **k)[0] for x, a, k in halves]),)
-
-    denoiser.forward = forward
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        del denoiser.forward
-        torch.set_num_threads(threads)
-
-
 steps = st.builds(
     Step,
     calls=st.sampled_from([("uc",), ("cu",), ("u", "c"), ("c",), ("c", "uc"), ("uc", "c")]),
@@ -153,7 +131,7 @@ def model() -> Iterator[Any]:
 def test_exact_has_the_bits_of_rows_computed_apart(model: Any, script: Script) -> None:
     plain = Scripted()
     made = model(script)
-    with apart(plain.unet):
+    with branches_apart(plain.unet):
         expected = plain(script)
     assert torch.equal(made, expected)
     assert made.abs().max() > 0

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridiff_compile.layout import plain_parts
+from hybridiff_compile.capture.state import MOST, PLAIN
+from hybridiff_compile.layout import plain_parts, writes
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, type)
-_MOST = 500_000  # objects that are looked at; more hold a whole program, not a denoiser
 
 #: A container with the keys and the objects that it held; a tensor with its address and version.
 Held = tuple[Any, tuple[Any, ...], tuple[Any, ...]]
@@ -90,11 +89,11 @@ class _Look:
         todo: list[Any] = [self.denoiser]
         while todo:
             value = todo.pop()
-            if isinstance(value, _PLAIN):
+            if isinstance(value, PLAIN):
                 yield value if value == value else "nan"
             elif isinstance(value, _CODE):
                 yield id(getattr(value, "__func__", value))
-            elif id(value) in seen or len(seen) > _MOST:
+            elif id(value) in seen or len(seen) > MOST:
                 yield type(value), seen.get(id(value))
             else:
                 seen[id(value)] = len(seen)
@@ -112,7 +111,7 @@ class _Look:
 
     def _of_tensor(self, tensor: torch.Tensor) -> Iterator[Any]:
         for part in plain_parts(tensor):
-            version = _version(part)
+            version = writes(part)
             self.tensors.append((part, part.data_ptr(), version))
             yield part.data_ptr(), version, part.dtype, str(part.device), part.shape
 
@@ -146,7 +145,7 @@ def _entries(container: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def _name(key: Any) -> Any:
-    return key if isinstance(key, _PLAIN) else type(key)
+    return key if isinstance(key, PLAIN) else type(key)
 
 
 def _is_held(held: Held) -> bool:
@@ -162,8 +161,4 @@ def _is_held(held: Held) -> bool:
 
 def _is_kept(kept: Kept) -> bool:
     tensor, address, version = kept
-    return tensor.data_ptr() == address and _version(tensor) == version
-
-
-def _version(tensor: torch.Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+    return tensor.data_ptr() == address and writes(tensor) == version

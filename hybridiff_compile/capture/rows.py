@@ -32,7 +32,7 @@ _IMPOSSIBLE = (
     fake_tensor.DynamicOutputShapeException,
     fake_tensor.UnsupportedFakeTensorException,
     fake_tensor.UnsupportedOperatorException,
-    NotImplementedError,
+    NotImplementedError,  # raised by torch, for an operator without a fake kernel
 )
 
 

@@ -17,11 +17,15 @@ from typing import Any
 import torch
 from torch import nn
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+from hybridiff_compile.layout import writes
+
+#: Values that hold nothing.
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 # Neither holds what a forward could leave behind: classes, modules of code, and compiled functions.
 _CLOSED = (type, types.ModuleType, types.BuiltinFunctionType)
 _ORDINARY = (torch.Tensor, nn.Parameter)  # what FakeTensors and quantised weights are not
-_MOST = 500_000  # objects that are looked at; more hold a whole program, not a denoiser
+#: Objects that are looked at; more hold a whole program, not a denoiser.
+MOST = 500_000
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,12 @@ class State:
     def changes(self) -> list[str]:
         """Paths of what is no longer as it was."""
         found = [h.path for h in self.held if not _same(h.content, _content(h.owner))]
-        found += [path for path, t, before in self.versions.values() if _version(t) != before]
+        found += [path for path, t, before in self.versions.values() if writes(t) != before]
         return found
 
     def written(self) -> list[str]:
         """Paths of tensors that were written in place since."""
-        return [path for path, t, before in self.versions.values() if _version(t) != before]
+        return [path for path, t, before in self.versions.values() if writes(t) != before]
 
     def restore(self) -> None:
         """Put back what was exchanged; a tensor that was written in place stays so."""
@@ -125,13 +129,13 @@ def left_behind(
 def _reached(denoiser: nn.Module) -> Iterator[Held | tuple[str, torch.Tensor, int | None]]:
     seen: set[int] = set()
     todo: list[tuple[str, Any]] = [(type(denoiser).__name__, denoiser)]
-    while todo and len(seen) < _MOST:
+    while todo and len(seen) < MOST:
         path, value = todo.pop()
-        if isinstance(value, (*_PLAIN, *_CLOSED)) or id(value) in seen:
+        if isinstance(value, (*PLAIN, *_CLOSED)) or id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, torch.Tensor):
-            yield path, value, _version(value)
+            yield path, value, writes(value)
             continue
         content = _content(value)
         if content is not None and not isinstance(value, tuple):
@@ -193,7 +197,7 @@ def _same(before: Any, now: Any, by_value: bool = True, depth: int = 6) -> bool:
         return True
     if type(before) is not type(now) or depth == 0:
         return False
-    if isinstance(before, _PLAIN):
+    if isinstance(before, PLAIN):
         return before == now or (before != before and now != now)
     if isinstance(before, set):
         return before == now
@@ -216,7 +220,3 @@ def _same_object(before: Any, now: Any, deeper: Callable[[Any, Any], bool]) -> b
 
 def _equal(before: torch.Tensor, now: torch.Tensor) -> bool:
     return before.device == now.device and bool(torch.equal(before, now))
-
-
-def _version(tensor: torch.Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version

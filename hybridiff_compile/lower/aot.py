@@ -134,6 +134,7 @@ def _unpack(path: Path, folder: Path) -> Path:
                     (folder / Path(member.filename).name).open("xb") as out,
                 ):
                     shutil.copyfileobj(source, out)
+    # zipfile raises NotImplementedError for a compression that it does not know.
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError) as e:
         raise RuntimeError(f"it is no archive: {e}") from e
     libraries = list(folder.glob("*.so"))

@@ -12,7 +12,7 @@ from hybridiff_compile import links, ops
 from hybridiff_compile.config import Lowering
 from hybridiff_compile.errors import WorkerError
 from hybridiff_compile.ir import Phase, RankProgram, Variant
-from hybridiff_compile.layout import Layout
+from hybridiff_compile.layout import Layout, writes
 from hybridiff_compile.runtime import messages, numerics, transfer
 from hybridiff_compile.runtime.fleet import Fleet
 from hybridiff_compile.runtime.rank import Rank
@@ -198,12 +198,8 @@ class Driver:
         """The wanted values that are not those the worker already has."""
         sent = self._sent[key]
         fed = {n: values[n] for n in wanted if n in values and not _same(sent.get(n), values[n])}
-        sent.update({n: (v, _version(v)) for n, v in fed.items()})
+        sent.update({n: (v, writes(v)) for n, v in fed.items()})
         return fed
-
-
-def _version(value: torch.Tensor) -> int | None:
-    return None if value.is_inference() else value._version
 
 
 def _same(sent: _Sent | None, value: torch.Tensor) -> bool:
@@ -216,5 +212,5 @@ def _same(sent: _Sent | None, value: torch.Tensor) -> bool:
         and before.stride() == value.stride()
         and before.shape == value.shape
         and before.dtype == value.dtype
-        and version == _version(value)
+        and version == writes(value)
     )

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hybridiff_compile.errors import SpaceError
-from hybridiff_compile.layout import plain_parts
+from hybridiff_compile.layout import plain_parts, writes
 
 # A weight keeps its address modulo this: CPU kernels choose their path, and so their last bits, by
 # the alignment of what they read (weights mapped from a safetensors file often start at 8 mod 64).
@@ -99,7 +99,7 @@ class Published:
 def _state(module: nn.Module) -> list[tuple[Any, ...]]:
     """Which tensors a module has for weights, where they lie, and torch's count of writes."""
     return [
-        (name, id(tensor), part.data_ptr(), None if part.is_inference() else part._version)
+        (name, id(tensor), part.data_ptr(), writes(part))
         for name, tensor in _weights(module).items()
         for part in plain_parts(tensor)
     ]

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import hybridiff_compile
+from hybridiff_compile.errors import PackageError
 from hybridiff_compile.package.manifest import MANIFEST, digests
 from tests import pipelines
 
@@ -50,3 +52,40 @@ def rewrite(copy: Path) -> Callable[[str, bytes], None]:
             (copy / MANIFEST).write_text(json.dumps(manifest))
 
     return to
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return pipelines.shallow()
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this process, its workers and torch's own code make temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+@pytest.fixture
+def refused(copy: Path, pipe: Any, temporary: Path) -> Iterator[Callable[[], str]]:
+    """Loads the copy, which must be refused; nothing of the attempt may stay."""
+    own = {name: (t.data_ptr(), t.clone()) for name, t in pipe.transformer.state_dict().items()}
+
+    def load() -> str:
+        with pytest.raises(PackageError) as e:
+            hybridiff_compile.load(copy, pipe).close()
+        assert e.value.__class__ is PackageError
+        assert str(copy) in str(e.value)  # the file, or the folder of two that disagree
+        assert len(str(e.value)) < 1000
+        return str(e.value)
+
+    yield load
+    assert "forward" not in vars(pipe.transformer)
+    assert not list(temporary.iterdir())
+    for name, tensor in pipe.transformer.state_dict().items():
+        pointer, value = own[name]
+        assert tensor.data_ptr() == pointer
+        assert torch.equal(tensor, value)

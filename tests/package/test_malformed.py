@@ -2,131 +2,21 @@
 
 from __future__ import annotations
 
-import copy as copying
-import io
 import json
-import os
-import random
 import re
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import hybridiff_compile
-from hybridiff_compile.errors import PackageError
 from hybridiff_compile.package import schema
 from hybridiff_compile.package.manifest import MANIFEST, WEIGHTS
-from tests import pipelines
+from tests.package.mutations import args, at, edit, mutations
 
 FILES = (MANIFEST, "rank0.json", "rank1.json")
 FLOAT = "float32"
-Place = tuple[Any, ...]
 Rewrite = Callable[[str, bytes], None]
-
-
-@pytest.fixture(scope="module")
-def pipe() -> Any:
-    return pipelines.shallow()
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this process, its workers and torch's own code make temporary files."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    return folder
-
-
-@pytest.fixture
-def refused(copy: Path, pipe: Any, temporary: Path) -> Iterator[Callable[[], str]]:
-    """Loads the copy, which must be refused; nothing of the attempt may stay."""
-    own = {name: (t.data_ptr(), t.clone()) for name, t in pipe.transformer.state_dict().items()}
-
-    def load() -> str:
-        with pytest.raises(PackageError) as e:
-            hybridiff_compile.load(copy, pipe).close()
-        assert e.value.__class__ is PackageError
-        assert str(copy) in str(e.value)  # the file, or the folder of two that disagree
-        assert len(str(e.value)) < 1000
-        return str(e.value)
-
-    yield load
-    assert "forward" not in vars(pipe.transformer)
-    assert not list(temporary.iterdir())
-    for name, tensor in pipe.transformer.state_dict().items():
-        pointer, value = own[name]
-        assert tensor.data_ptr() == pointer
-        assert torch.equal(tensor, value)
-
-
-def places(value: Any, at: Place = ()) -> Iterator[Place]:
-    """Every path into a JSON value but the empty one."""
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, child in pairs:
-        yield (*at, key)
-        if isinstance(child, dict | list):
-            yield from places(child, (*at, key))
-
-
-def get(value: Any, at: Place) -> Any:
-    for key in at:
-        value = value[key]
-    return value
-
-
-def kind(data: Any, at: Place) -> Place:
-    """Paths of one kind differ in their indices only, and lie in nodes that do the same."""
-    kinds: list[Any] = []
-    for depth, key in enumerate(at):
-        parent = get(data, at[:depth])
-        kinds.append("*" if isinstance(parent, list) else key)
-        if isinstance(parent, list) and isinstance(parent[key], dict):
-            kinds.append((parent[key].get("op"), str(parent[key].get("target"))))
-    return tuple(kinds)
-
-
-def deep(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def changes(value: Any, at: Place) -> Iterator[Any]:
-    """Values that can never stand in the place of this one."""
-    for new in (None, True, "x", -1, 2**50, 1.5, [], {}, deep(150), {"surprise": 1}):
-        if type(new) is not type(value) or (isinstance(new, int) and new is not True):
-            if at[0] == "switching" and (new is None or value is None):
-                continue  # a setting that is not given
-            yield new
-    if isinstance(value, dict):
-        yield {**value, "surprise": 1}
-    if isinstance(value, float | int):
-        yield float("nan")  # as a word that JSON does not have
-
-
-def mutations(data: Any, seed: int) -> Iterator[tuple[Place, Any]]:
-    """(path, changed data): one path of each kind, removed or of another type."""
-    by_kind: dict[Place, list[Place]] = {}
-    for at in places(data):
-        by_kind.setdefault(kind(data, at), []).append(at)
-    pick = random.Random(seed)
-    for those in by_kind.values():
-        at = pick.choice(those)
-        changed = copying.deepcopy(data)
-        others = list(changes(get(data, at), at))
-        if others and pick.random() < 0.7:
-            get(changed, at[:-1])[at[-1]] = pick.choice(others)
-        else:
-            del get(changed, at[:-1])[at[-1]]
-        yield at, changed
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -134,13 +24,13 @@ def test_every_field_that_is_changed_is_refused(
     name: str, copy: Path, rewrite: Rewrite, refused: Callable[[], str]
 ) -> None:
     data, count, wrong = json.loads((copy / name).read_text()), 0, []
-    for at, changed in mutations(data, seed=0):
+    for place, changed in mutations(data, seed=0):
         rewrite(name, json.dumps(changed).encode())
         count += 1
         try:
             refused()
         except BaseException as e:
-            wrong.append(f"{'.'.join(map(str, at))}: {type(e).__name__} {str(e)[:200]}")
+            wrong.append(f"{'.'.join(map(str, place))}: {type(e).__name__} {str(e)[:200]}")
     assert not wrong, "\n".join([f"{len(wrong)} of {count}", *wrong])
     assert count > 100
 
@@ -178,29 +68,6 @@ def test_too_large_a_file_is_refused_unread(
     monkeypatch.setattr(schema, "MOST_BYTES", 100_000)
     rewrite("rank0.json", b" " * 100_001)
     assert re.search(r"rank0.json: it has 100001 bytes, at most 100000", refused())
-
-
-def edit(node: str, **change: Any) -> Callable[[Any], None]:
-    """Change a field of a node of the serial program."""
-
-    def apply(data: Any) -> None:
-        (found,) = [n for n in data[0]["SERIAL"]["nodes"] if n["name"] == node]
-        found.update(change)
-
-    return apply
-
-
-def at(path: str, value: Any) -> Callable[[Any], None]:
-    keys = [int(key) if key.isdigit() else key for key in path.split(".")]
-
-    def apply(data: Any) -> None:
-        get(data, tuple(keys[:-1]))[keys[-1]] = value
-
-    return apply
-
-
-def args(*items: Any) -> Any:
-    return {"tuple": list(items)}
 
 
 @pytest.mark.parametrize(
@@ -343,71 +210,3 @@ def test_call_that_is_there_twice_is_refused(
     manifest["calls"] *= 2
     rewrite(MANIFEST, json.dumps(manifest).encode())
     assert "calls.1 is there twice" in refused()
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"{}", b"\xff" * 100, bytes([255] * 7 + [127]) + b"{}"], ids=len
-)
-def test_weights_that_are_none_are_refused(
-    data: bytes, rewrite: Rewrite, refused: Callable[[], str]
-) -> None:
-    rewrite(WEIGHTS, data)
-    assert f"{WEIGHTS}: it holds no weights" in refused()
-
-
-@pytest.mark.parametrize("how", ["no archive", "empty archive", "no code", "cut code"])
-def test_stage_that_cannot_be_loaded_is_refused(
-    how: str, copy: Path, rewrite: Rewrite, temporary: Path
-) -> None:
-    """By then the worker is there, and maps the weights: it ends, too."""
-    data = io.BytesIO()
-    with (
-        zipfile.ZipFile(copy / "0-stage0.pt2") as old,
-        zipfile.ZipFile(data, "w") as new,
-    ):
-        for member in old.namelist() if how.endswith("code") else ():
-            is_code = member.endswith(".so")
-            if not is_code or how == "cut code":
-                new.writestr(member, old.read(member)[: 1000 if is_code else None])
-    rewrite("0-stage0.pt2", b"no archive" if how == "no archive" else data.getvalue())
-    pipe = pipelines.shallow()
-    own = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
-    with pytest.raises(PackageError, match=r"0-stage0\.pt2: it is no stage"):
-        hybridiff_compile.load(copy, pipe)
-    assert "forward" not in vars(pipe.transformer)
-    assert not list(temporary.iterdir())
-    now = pipe.transformer.state_dict()
-    assert all(torch.equal(now[name], tensor) for name, tensor in own.items())
-
-
-def test_folder_or_pipe_in_the_place_of_a_file_is_refused(
-    copy: Path, refused: Callable[[], str]
-) -> None:
-    (copy / "rank1.json").unlink()
-    os.mkfifo(copy / "rank1.json")  # to read it would never end
-    assert "rank1.json is no regular file" in refused()
-    (copy / MANIFEST).unlink()
-    os.mkfifo(copy / MANIFEST)
-    assert "has no manifest.json" in refused()
-
-
-def test_loading_and_restoring_leaves_nothing_on_disk(
-    copy: Path, pipe: Any, temporary: Path
-) -> None:
-    """Nor does a worker that is killed: its stages are mapped, and their files are gone."""
-    call: Any = {"num_inference_steps": 4}
-    model = hybridiff_compile.load(copy, pipe)
-    pipelines.latents(model, "tiny-sd3", **call)
-    assert not list(temporary.glob("*stage*"))
-    assert not list(temporary.glob("aotinductor*"))
-    driver = model.session().ranks.driver
-    assert driver is not None
-    process = driver.fleet._process
-    assert process is not None
-    process.kill()
-    process.wait()
-    pipelines.latents(model, "tiny-sd3", **call)
-    assert driver is not model.session().ranks.driver
-    model.restore()
-    assert not list(temporary.glob("hybridiff*"))
-    assert not list(temporary.glob("aotinductor*"))

@@ -24,7 +24,7 @@ import hybridiff_compile
 from hybridiff_compile.errors import WorkerError
 from hybridiff_compile.runtime.driver import Driver
 from tests import pipelines
-from tests.runtime.test_fleet import at_step, wait_until_gone, worker_pid
+from tests.runtime.processes import at_step, wait_until_gone, worker_pid
 
 NAME = "tiny-sd3"
 #: Seconds; a call may take this much longer than its deadline: a new worker, a busy machine.

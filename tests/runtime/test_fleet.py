@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -23,41 +22,22 @@ from hybridiff_compile.errors import SpaceError, WorkerError
 from hybridiff_compile.runtime import endings, fleet, messages, spawn
 from hybridiff_compile.runtime.weights import weights_file
 from tests import pipelines
+from tests.runtime.processes import (
+    at_step,
+    is_running,
+    read_until,
+    script,
+    wait_until_gone,
+    worker_pid,
+)
 
 NAME = "tiny-sd3"
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def is_running(pid: int) -> bool:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return False
-
-
-def wait_until_gone(pid: int, seconds: float = 30) -> bool:
-    deadline = time.monotonic() + seconds
-    while is_running(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not is_running(pid)
-
-
-def worker_pid(model: Any) -> int:
-    return model._session.ranks.driver.fleet._process.pid
 
 
 @pytest.fixture
 def model() -> Iterator[Any]:
     with hybridiff_compile.optimize(pipelines.load(NAME)) as model:
         yield model
-
-
-def at_step(index: int, act: Any) -> Any:
-    def callback(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
-        if step == index:
-            act()
-        return values
-
-    return callback
 
 
 def test_a_worker_that_dies_ends_the_call_and_the_next_one_works(model: Any) -> None:
@@ -196,31 +176,6 @@ print("worker", model._session.ranks.driver.fleet._process.pid, flush=True)
 pipelines.latents(model, "tiny-sd3", num_inference_steps=900, callback_on_step_end=announce)
 print("end of the script", flush=True)
 """
-
-
-@contextlib.contextmanager
-def script(text: str) -> Iterator[tuple[subprocess.Popen, int]]:
-    """Run a script of a user's, in a session of its own like a terminal's."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", text],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    try:
-        pid = next(int(line.split()[1]) for line in process.stdout if line.startswith("worker"))
-        yield process, pid
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def read_until(process: subprocess.Popen, text: str) -> None:
-    assert process.stdout is not None
-    assert any(line.startswith(text) for line in process.stdout)
 
 
 def test_ctrl_c_ends_the_run_and_the_worker() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.test_fleet import read_until, script, wait_until_gone
+from tests.runtime.processes import read_until, script, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[2]
 

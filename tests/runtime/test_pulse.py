@@ -21,7 +21,7 @@ from hybridiff_compile.errors import WorkerError
 from hybridiff_compile.runtime import spawn
 from hybridiff_compile.runtime.pulse import Watch
 from tests import pipelines
-from tests.runtime.test_fleet import wait_until_gone
+from tests.runtime.processes import wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 0.6
