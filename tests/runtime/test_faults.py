@@ -268,9 +268,9 @@ def test_nothing_grows_with_the_number_of_deaths() -> None:
     with hybridiff_compile.optimize(pipe, mode="exact", deadline=1.0) as model:
         make(model)
         open_ = held()
-        for death in range(6):
+        for death in range(20):
             how = signal.SIGSTOP if death % 3 == 2 else signal.SIGKILL
-            if death % 2:
+            if death % 2:  # while idle; else within a call
                 hurt(model, how)
             else:
                 with pytest.raises(WorkerError):
