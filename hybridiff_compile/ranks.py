@@ -33,7 +33,7 @@ class Ranks:
         self.device = device_of(attachment.denoiser)
         self.driver: Driver | None = None
         self.tell: Callable[[str], None] = lambda text: None
-        self.moved: Callable[[], None] = lambda: None
+        self.moved: Callable[[], object] = lambda: None
         self._start, self._how, self._pid = start, how, os.getpid()
         self._weights: Published | None = None
         self._be_ready: Callable[[], None] = lambda: None

@@ -94,6 +94,8 @@ class Ways:
         self._watch: Watch | None = None
         self._alike: Counter[Signature] = Counter()  # of this run's calls, by their shapes
         self._found: dict[tuple[Asked, Signature], Way] = {}
+        #: By the form of a denoiser that is another one now: what it did not bear.
+        self._refused: tuple[int, Mapping[tuple[Asked, Signature], Way]] = (0, {})
 
     def __len__(self) -> int:
         return len(self._found)
@@ -119,13 +121,17 @@ class Ways:
         self._found |= {(Asked.RANKS, signature): entry for signature, entry in entries.items()}
 
     def clear(self) -> None:
-        """Forget all: the denoiser is another one."""
+        """Forget what is known: the denoiser is another one."""
+        if self._watch is not None:
+            refused = {k: way for k, way in self._found.items() if isinstance(way, AsItIs)}
+            self._refused = self._watch.form, refused
         self._found.clear()
         self._watch = None
 
-    def look_again(self) -> None:
+    def look_again(self) -> Watch:
         """Take the denoiser as it is now for what is known."""
         self._watch = Watch(self._attachment.denoiser)
+        return self._watch
 
     def are_current(self) -> bool:
         """Whether the denoiser is still what is known."""
@@ -146,9 +152,11 @@ class Ways:
             CaptureError: strict, and the call cannot be captured.
         """
         place, answer = (asked, call.signature()), None
+        if not self._found:
+            form, refused = self._refused
+            # One that moves or casts its weights has others at each picture, to no other effect.
+            self._found = dict(refused) if self.look_again().form == form else {}
         if place not in self._found:
-            if not self._found:
-                self.look_again()
             self._found[place], answer = self._find(asked, call, batched, strict)
         return self._found[place], answer
 

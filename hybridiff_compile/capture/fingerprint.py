@@ -55,11 +55,12 @@ class Watch:
 
     Attributes:
         value: the fingerprint.
+        form: the same but for the weights: where they are, and what was written to them.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._denoiser = denoiser
-        self.value, self._held, self._tensors = _look(denoiser)
+        self.value, self.form, self._held, self._tensors = _look(denoiser)
 
     def holds(self) -> bool:
         """Whether the denoiser is as it was: milliseconds if nothing at all was exchanged."""
@@ -68,13 +69,15 @@ class Watch:
         now = _look(self._denoiser)
         if now[0] != self.value:
             return False
-        _, self._held, self._tensors = now
+        _, _, self._held, self._tensors = now
         return True
 
 
-def _look(denoiser: nn.Module) -> tuple[int, list[Held], list[Kept]]:
+def _look(denoiser: nn.Module) -> tuple[int, int, list[Held], list[Kept]]:
     look = _Look(denoiser)
-    return hash(tuple(look.facts())), look.held, look.tensors
+    form = hash(tuple(look.facts()))
+    weights = tuple((address, version) for _, address, version in look.tensors)
+    return hash((form, weights)), form, look.held, look.tensors
 
 
 class _Look:
@@ -84,7 +87,7 @@ class _Look:
         self.tensors: list[Kept] = []
 
     def facts(self) -> Iterator[Any]:
-        """Flat facts of the denoiser and of all that it holds, in a fixed order."""
+        """Flat facts of the denoiser and of all that it holds but weights, in a fixed order."""
         seen: dict[int, int] = {}
         todo: list[Any] = [self.denoiser]
         while todo:
@@ -111,9 +114,8 @@ class _Look:
 
     def _of_tensor(self, tensor: torch.Tensor) -> Iterator[Any]:
         for part in plain_parts(tensor):
-            version = writes(part)
-            self.tensors.append((part, part.data_ptr(), version))
-            yield part.data_ptr(), version, part.dtype, str(part.device), part.shape
+            self.tensors.append((part, part.data_ptr(), writes(part)))
+            yield part.dtype, str(part.device), part.shape
 
     def _hold(self, container: Any, owner: Any) -> tuple[tuple[Any, ...], list[Any]]:
         """Note what a container holds; the names and values in it that a forward may read."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import hybridiff_compile
+from hybridiff_compile import ways
 from hybridiff_compile.errors import UnsupportedPipelineError
 from tests.loads import switches
 from tests.loads.switches import apart, make
@@ -80,6 +81,20 @@ def test_after_optimize_one_rank_runs_it_and_says_why(
     for text in after + before:
         assert re.search(says, text)
         assert len(text) < 600
+
+
+def test_a_denoiser_that_casts_its_weights_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, own, pipe = [], ways.look, switches.sd3()
+    monkeypatch.setattr(ways, "look", lambda *args: tried.append(1) or own(*args))
+    plain = switches.sd3().transformer
+    OF_DENOISERS["layerwise casting"][0](pipe)
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
+        for _ in range(3):
+            make(model)
+            assert len(tried) == model.report.ranks == 1
+        pipe.transformer = plain
+        make(model)
+        assert len(tried) == model.report.ranks == 2
 
 
 def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
