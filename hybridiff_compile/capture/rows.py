@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from hybridiff_compile.capture.call import DenoiserCall, Rows, row_dims
 from hybridiff_compile.capture.exporting import quietly
 from hybridiff_compile.capture.state import kept
+from hybridiff_compile.errors import CaptureError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ _IMPOSSIBLE = (
 )
 
 
-def rows_of(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> dict[str, int]:
+def rows_of(
+    denoiser: nn.Module, call: DenoiserCall, answer: Any
+) -> tuple[dict[str, int], Exception | None]:
     """Find the dimension of the rows of each tensor argument.
 
     Args:
@@ -46,20 +49,19 @@ def rows_of(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> dict[str, i
 
     Returns:
         By name; the noisy picture is first, its dim 0. Where nothing can be run on FakeTensors,
-        what the shapes suggest: the caller compares values before it relies on either.
+        what the shapes suggest, and why: the caller compares values before it relies on either.
     """
     shapes = _shapes(answer)
     with kept(denoiser), quietly():
         for rows in itertools.islice(_assignments(call), _MOST_TRIES):
             try:
                 if _grown(denoiser, call, rows) == [_larger(s, 0) for s in shapes]:
-                    return rows
+                    return rows, None
             except _IMPOSSIBLE as e:
-                logger.debug("no look at another batch size: %s", e)
-                break
+                return call.rows_by_shape(), e
             except Exception as e:  # whatever a denoiser says of shapes that do not go together
                 logger.debug("rows are not %s: %s", rows, e)
-    return call.rows_by_shape()
+    return call.rows_by_shape(), None
 
 
 def ways_to_halve(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Iterator[Rows]:
@@ -67,9 +69,18 @@ def ways_to_halve(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Itera
 
     A table of two rows that is only indexed may grow without being missed. If the likeliest way
     turns out wrong by the values, it is one of those that have no rows.
+
+    Raises:
+        CaptureError: what the shapes suggest did not hold, and no look could be taken.
     """
-    rows = rows_of(denoiser, call, answer)
+    rows, impossible = rows_of(denoiser, call, answer)
     yield rows
+    if impossible:
+        raise CaptureError(
+            f"{type(denoiser).__name__} cannot be run without values, as a choice of experts for "
+            f"each token cannot ({type(impossible).__name__}: {impossible}); so it is not known "
+            "where the rows of its arguments are, and what their shapes suggest did not hold"
+        ) from impossible
     fewer = _fewest(denoiser, call, answer, rows)
     if fewer != rows:
         yield fewer

@@ -15,7 +15,7 @@ from hybridiff_compile.errors import CaptureError
 
 def found(denoiser: nn.Module, **arguments: torch.Tensor) -> dict[str, int]:
     call = DenoiserCall.of(tuple(arguments), tuple(arguments.values()), {})
-    return rows_of(denoiser, call, denoiser(*arguments.values()))
+    return rows_of(denoiser, call, denoiser(*arguments.values()))[0]
 
 
 class Frames(nn.Module):
@@ -148,6 +148,24 @@ def test_what_half_of_a_batch_raises_is_said() -> None:
     answer = Whole()(**arguments)
     with pytest.raises(CaptureError, match="cannot compute half of its batch: IndexError"):
         capture(Whole(), call, answer)
+
+
+class Experts(nn.Module):
+    """As HiDream: experts that are chosen by values, and a text with its batch in dim 1."""
+
+    def forward(self, sample: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        chosen = (sample.flatten(1).sum(1) > 0).long()
+        for expert in range(int(chosen.bincount().numel())):
+            sample = torch.where((chosen == expert)[:, None], sample * (expert + 2), sample)
+        return sample + text[0] + text[1]
+
+
+def test_that_no_look_can_be_taken_is_said_and_not_what_a_wrong_guess_raised() -> None:
+    arguments = {"sample": torch.randn(2, 6), "text": torch.randn(2, 2, 6)}
+    call = DenoiserCall.of(tuple(arguments), tuple(arguments.values()), {})
+    says = r"^Experts cannot be run without values, .*DynamicOutputShape.* where the rows"
+    with pytest.raises(CaptureError, match=says):
+        capture(Experts(), call, Experts()(**arguments))
 
 
 class Filled(nn.Module):
