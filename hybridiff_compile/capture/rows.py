@@ -77,9 +77,8 @@ def ways_to_halve(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Itera
     yield rows
     if impossible:
         raise CaptureError(
-            f"{type(denoiser).__name__} cannot be run without values, as a choice of experts for "
-            f"each token cannot ({type(impossible).__name__}: {impossible}); so it is not known "
-            "where the rows of its arguments are, and what their shapes suggest did not hold"
+            "where the rows of its arguments are was guessed by their shapes, as it cannot be run "
+            f"without values ({type(impossible).__name__}: {impossible})"
         ) from impossible
     fewer = _fewest(denoiser, call, answer, rows)
     if fewer != rows:

@@ -83,16 +83,19 @@ def first_that_holds(attempt: Callable[[Rows], T], ways: Iterable[Rows]) -> T:
     """What the first way to halve a batch gives that does not raise a CaptureError.
 
     Raises:
-        CaptureError: all do; it is that of the first, the likeliest.
+        CaptureError: all do; it is that of the first, the likeliest, and says why no other way
+            could be looked for.
     """
-    refused: CaptureError | None = None
-    for rows in ways:
-        try:
-            return attempt(rows)
-        except CaptureError as e:
-            refused = refused or e
-    assert refused is not None
-    raise refused
+    refused: list[CaptureError] = []
+    try:
+        for rows in ways:
+            try:
+                return attempt(rows)
+            except CaptureError as e:
+                refused.append(e)
+    except CaptureError as unknown:  # raised by the ways
+        raise CaptureError(f"{refused[0]}; {unknown}") from refused[0]
+    raise refused[0]
 
 
 @contextmanager
