@@ -1,10 +1,10 @@
-# make demo | test | venv | clean. The only requirement is Python 3.11.
+# make demo | test | test-all | venv | clean. The only requirement is Python 3.11.
 PYTHON ?= python3
 # TORCH=torch==2.13.0 is the CPU build on most indexes; pass your CUDA build's requirement instead.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: venv demo test lint clean
+.PHONY: venv demo test test-all lint clean
 
 venv: .venv/ready
 
@@ -25,6 +25,9 @@ lint: venv
 	$(BIN)/pyright
 
 test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
 	$(BIN)/python -m pytest
 
 clean:

@@ -58,9 +58,9 @@ def recomputed(
     ("name", "given", "tau1", "k"),
     [
         ("tiny-sdxl", {}, 1, STEPS - 1),
-        ("tiny-sd3", {}, 1, STEPS - 1),
+        pytest.param("tiny-sd3", {}, 1, STEPS - 1, marks=pytest.mark.slow),
         ("tiny-sd3", {"tau1": 3}, 3, STEPS - 3),
-        ("tiny-sdxl", {"tau1": 2, "k": 4}, 2, 4),
+        pytest.param("tiny-sdxl", {"tau1": 2, "k": 4}, 2, 4, marks=pytest.mark.slow),
     ],
 )
 def test_equals_a_plain_recomputation(name: str, given: dict[str, int], tau1: int, k: int) -> None:
@@ -135,6 +135,7 @@ def test_it_is_not_packaged(sd3: Any, tmp_path: Path) -> None:
         hybridiff_compile.export(sd3, tmp_path / "package")
 
 
+@pytest.mark.slow
 def test_compiled_programs_make_the_same_picture() -> None:
     """Both ranks are given the expanded time of a batch of two, which is dense where it arrives."""
     made = []

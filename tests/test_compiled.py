@@ -17,7 +17,11 @@ from tests import pipelines
 NAME = "tiny-sd3"  # of the call settings; the model is a shallow one of its kind
 FORCED = {"mode": "paper", "tau1": 2, "k": 2}
 CALL = {"num_inference_steps": 6}
-SCOPES = ("stage", "regional", "whole")
+SCOPES = [
+    pytest.param("stage", marks=pytest.mark.slow),
+    "regional",
+    pytest.param("whole", marks=pytest.mark.slow),
+]
 
 
 def picture(model: Any, seed: int = 0, **call: Any) -> torch.Tensor:
@@ -94,6 +98,7 @@ def test_20_pictures_compile_nothing_and_leave_nothing(model: Any) -> None:
     assert (ops.unwaited(), worker(model).unwaited) == (unwaited, 0)
 
 
+@pytest.mark.slow
 def test_500_compiled_steps_hold_no_more_memory(model: Any) -> None:
     def held() -> tuple[float, float]:
         gc.collect()
@@ -111,6 +116,7 @@ def test_500_compiled_steps_hold_no_more_memory(model: Any) -> None:
         assert now - then < 4
 
 
+@pytest.mark.slow
 def test_ranks_compile_no_stage_twice_and_a_second_start_compiles_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

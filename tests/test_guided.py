@@ -12,10 +12,10 @@ from tests.reference_guided import Extrapolated
 
 PINNED = [
     ("guided", 3, 7, 1),
-    ("guided", 3, 7, 2),
-    ("guided", 4, 5, 3),
+    pytest.param("guided", 3, 7, 2, marks=pytest.mark.slow),
+    pytest.param("guided", 4, 5, 3, marks=pytest.mark.slow),
     ("forecast", 3, 7, 2),
-    ("forecast", 2, 9, 4),
+    pytest.param("forecast", 2, 9, 4, marks=pytest.mark.slow),
 ]
 
 

@@ -30,7 +30,12 @@ def crossing(model: Any) -> frozenset[str]:
 @pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-sd3"])
 @pytest.mark.parametrize(
     ("steps", "override"),
-    [(50, {}), (24, {}), (20, {"tau1": 4, "k": 9}), (20, {"eps_slope": 1.0, "L_slope": 3, "k": 2})],
+    [
+        pytest.param(50, {}, marks=pytest.mark.slow),
+        (24, {}),
+        (20, {"tau1": 4, "k": 9}),
+        pytest.param(20, {"eps_slope": 1.0, "L_slope": 3, "k": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_equals_a_plain_recomputation(name: str, steps: int, override: dict[str, Any]) -> None:
     plain, call = pipelines.load(name), {"num_inference_steps": steps}

@@ -96,6 +96,7 @@ def checkout(folder: Path, **files: str) -> Path:
     return folder / "checkout"
 
 
+@pytest.mark.slow
 def test_a_run_shows_what_passes_only_without_us(
     suite: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_run_shows_what_passes_only_without_us(
     assert "it looks inside" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_test_that_dies_or_hangs_costs_only_itself(suite: Any, tmp_path: Path) -> None:
     run, report = suite("suite_run"), suite("suite_report")
     here = checkout(tmp_path, trouble=TROUBLE, broken="import no_such_module")
@@ -163,6 +165,7 @@ def test_a_test_that_dies_or_hangs_costs_only_itself(suite: Any, tmp_path: Path)
     assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_text()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_its_process_and_goes_on_later(suite: Any, tmp_path: Path) -> None:
     run, report = suite("suite_run"), suite("suite_report")
     release = tmp_path / "release"

@@ -128,6 +128,7 @@ def test_table_and_chart_bear_the_machine_and_every_row(tmp_path: Path) -> None:
     assert (tmp_path / "latency.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_run_of_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipelines.shallow().save_pretrained(tmp_path / "shallow")  # compiled in half the time
     monkeypatch.setattr(latency_bench, "RANKS", ("exact", "asyncdiff"))

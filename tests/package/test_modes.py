@@ -17,7 +17,7 @@ NAME, CALL = "tiny-sd3", {"num_inference_steps": 12}
     "settings",
     [
         {"mode": "guided", "tau1": 3, "k": 6, "estimator": "hold"},
-        {"mode": "hybrid", "tolerance": 5.0, "m": 3},
+        pytest.param({"mode": "hybrid", "tolerance": 5.0, "m": 3}, marks=pytest.mark.slow),
     ],
 )
 def test_a_loaded_model_switches_as_the_exported_one(settings: Any, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_frontier_is_from_balance_to_few_bytes(papers: Plan) -> None:
     assert crossing == sorted(crossing, reverse=True)
 
 
+@pytest.mark.slow
 def test_faster_links_and_devices_are_seen(small: Plan) -> None:
     def seconds(device: str, link: str) -> dict[str, float]:
         on, over = devices.device(device), devices.link(link)
@@ -199,6 +200,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_full_size_sdxl_is_planned_in_little_memory(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"

@@ -31,7 +31,7 @@ def planned(name: str) -> Subject:
 @pytest.mark.parametrize(
     ("name", "mode", "how"),
     [
-        ("sdxl-small", "paper", SWITCHED),
+        pytest.param("sdxl-small", "paper", SWITCHED, marks=pytest.mark.slow),
         ("tiny-sdxl", "exact", {}),
         ("tiny-sdxl", "guided", SWITCHED),
         ("tiny-sd3", "paper", SWITCHED),
@@ -55,6 +55,7 @@ def test_a_run_sends_that_many_bytes(name: str, mode: Any, how: dict[str, Any]) 
     assert traffic.picture_bytes(own, phases, subject.changing, entry.key) == found
 
 
+@pytest.mark.slow
 def test_a_run_of_both_branches_in_a_batch_sends_about_as_many() -> None:
     name = "sdxl-small"
     pipe: Any = models.load(name)

@@ -6,6 +6,8 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import hybridiff_compile
 from hybridiff_compile import ops
 from hybridiff_compile.runtime import messages
@@ -23,6 +25,7 @@ def worker_status(model: Any) -> messages.Status:
     return model._session.ranks.driver.fleet.ask(messages.Ask())
 
 
+@pytest.mark.slow
 def test_500_steps_leave_nothing_behind() -> None:
     settings = {"num_inference_steps": 50}
     with hybridiff_compile.optimize(pipelines.load(NAME), mode="paper", tau1=10, k=30) as model:

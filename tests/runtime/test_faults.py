@@ -259,7 +259,8 @@ def test_a_frozen_worker_holds_up_no_restore(model: Any) -> None:
     assert wait_until_gone(pid, 0)
 
 
-def test_nothing_grows_with_the_number_of_deaths() -> None:
+@pytest.mark.parametrize("deaths", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_nothing_grows_with_the_number_of_deaths(deaths: int) -> None:
     pipe = pipelines.load(NAME)
     with hybridiff_compile.optimize(pipe, mode="exact", deadline=1.0) as model:
         make(model)  # what torch starts once in a process is there now
@@ -268,7 +269,7 @@ def test_nothing_grows_with_the_number_of_deaths() -> None:
     with hybridiff_compile.optimize(pipe, mode="exact", deadline=1.0) as model:
         make(model)
         open_ = held()
-        for death in range(20):
+        for death in range(deaths):
             how = signal.SIGSTOP if death % 3 == 2 else signal.SIGKILL
             if death % 2:  # while idle; else within a call
                 hurt(model, how)

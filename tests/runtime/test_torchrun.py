@@ -43,7 +43,9 @@ def torchrun(text: str, folder: Path, ranks: int = 2) -> subprocess.CompletedPro
     )
 
 
-@pytest.mark.parametrize("init", ["", "dist.init_process_group('gloo')"])
+@pytest.mark.parametrize(
+    "init", ["", pytest.param("dist.init_process_group('gloo')", marks=pytest.mark.slow)]
+)
 def test_ranks_cooperate_and_exit_cleanly(tmp_path: Path, init: str) -> None:
     done = torchrun(SCRIPT.format(init=init), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -101,7 +103,9 @@ finally:
     ("moment", "made", "where"),
     [
         (0, 0, "in phase serial, step 1"),
-        (2, 1, "while idle after phase serial, step 2"),  # the picture is there by then
+        pytest.param(  # the picture is there by then
+            2, 1, "while idle after phase serial, step 2", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_launched_rank_that_is_frozen_is_given_up(
@@ -117,6 +121,7 @@ def test_a_launched_rank_that_is_frozen_is_given_up(
     assert done.stdout.count("waited True") == 2
 
 
+@pytest.mark.slow
 def test_a_rank_that_never_comes_is_an_error(tmp_path: Path) -> None:
     text = """
 import os, sys, time
