@@ -54,7 +54,7 @@ class Session:
         self._packaged = packaged is not None
         self._captures = 0
         self._run: Run | None = None
-        self._may_change = self._is_changed = False  # the denoiser, between two steps of this run
+        self._is_changed = False  # the denoiser, between two steps of this run
         self._owner: int | None = None
         self._said: set[str] = set()
         self._to_trim = False
@@ -104,7 +104,6 @@ class Session:
                 if self.ranks.driver is not None:
                     self.ranks.driver.agree()
                 self._run = run = Run()
-                self._may_change = any(map(callable, (*args, *kwargs.values())))
                 self._is_changed = False
                 self._ways.begin()
                 with run.watched(self.config.mode, self._pipe, self._say_once), self._turn(unfit):
@@ -137,8 +136,13 @@ class Session:
         run = self._run
         assert run is not None  # only within its turn
         call = DenoiserCall.of(self.attachment.parameters, args, kwargs)
+        if call.wants_gradient:  # in a callback, say; not a step of the run
+            self._one_rank("denoiser call", "its gradient is asked for, and programs have none")
+            return forward(*args, **kwargs)
         if not run.index:
             self._begin(call)
+        elif not self._is_changed:  # between two steps too: by a guider, a callback
+            self._is_changed = not self._ways.are_current()
         switching = None
         if not (run.done or self.here.is_apart or uneven(call)):  # before anything is traced
             switching = self.config.switching(self._family, self._num_steps())
@@ -178,18 +182,15 @@ class Session:
         """How a call is answered, and its answer if finding that out gave one; see `Ways.of`."""
         if self.here.is_dry and self.config.gpus == 1:
             return AsItIs("gpus=1 runs the denoiser as it is"), None
+        if self._is_changed:
+            reason = "the denoiser was changed between two steps, and its program was not"
+            return AsItIs(reason), None
         asked, strict = Asked.RANKS, self.here.is_dry or self.config.mode == "asyncdiff"
         if self.here.is_apart or (self.config.gpus == 1 and self.config.mode == "exact"):
             asked = Asked.HALVES
         elif self.config.gpus == 1:
             asked = Asked.WHOLE
-        way, answer = self._ways.of(asked, call, batched, strict=strict)
-        if isinstance(way, Entry) and self._may_change:  # the user's code runs between the steps
-            self._is_changed = self._is_changed or not self._ways.are_current()
-            if self._is_changed:
-                reason = "the denoiser was changed between two steps, and its program was not"
-                way = AsItIs(reason)
-        return way, answer
+        return self._ways.of(asked, call, batched, strict=strict)
 
     @contextmanager
     def _trying(self) -> Iterator[nn.Module]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 import hybridiff_compile
 from tests import pipelines
@@ -93,3 +94,25 @@ def test_the_driver_feeds_embeddings_once_a_run(sd3: Pair) -> None:
     assert embedding_bytes < short
     # Latents there and the prediction back, and some headers; the embeddings did not travel again.
     assert 8 * latent_bytes < four_more_steps < 8 * latent_bytes + 4 * 800
+
+
+@pytest.mark.parametrize("takes", [True, False], ids=["as they are made", "frozen"])
+def test_weights_that_take_a_gradient_and_those_that_do_not(takes: bool) -> None:
+    """torch multiplies by another kernel where a weight takes a gradient: on every rank, then."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    pipe = DDPMPipeline(unet=unet.eval().requires_grad_(takes), scheduler=DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
+        seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1, 0, 1)]
+        call: Any = {"batch_size": 4, "num_inference_steps": 2, "output_type": "np"}
+        made = torch.from_numpy(model(**call, generator=seeds).images)
+        assert model.report.ranks == 2
+        assert torch.equal(made[:2], made[2:])  # the rows of either rank

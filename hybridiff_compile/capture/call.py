@@ -111,6 +111,12 @@ class DenoiserCall:
         noisy = next(iter(self.tensors().values()), None)
         return 0 if noisy is None or noisy.dim() == 0 else noisy.shape[0]
 
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether its answer will be differentiated by an argument."""
+        tensors = self.tensors().values()
+        return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
     def is_doubled(self) -> bool:
         """Whether both halves of the noisy picture are bit-equal, as `[uncond, cond]` has them.
 

@@ -32,6 +32,8 @@ class Weight:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+    #: torch multiplies by another kernel, of other last bits, where a weight takes a gradient.
+    requires_grad: bool = False
 
     def view(self, storage: Any) -> torch.Tensor:
         """Return the weight as a tensor over the mapping."""
@@ -99,7 +101,7 @@ class Published:
 def _state(module: nn.Module) -> list[tuple[Any, ...]]:
     """Which tensors a module has for weights, where they lie, and torch's count of writes."""
     return [
-        (name, id(tensor), part.data_ptr(), writes(part))
+        (name, id(tensor), tensor.requires_grad, part.data_ptr(), writes(part))
         for name, tensor in _weights(module).items()
         for part in plain_parts(tensor)
     ]
@@ -129,7 +131,8 @@ def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str]]:
         dense = torch.empty_like(tensor, device="meta")  # keeps strides, drops gaps
         address = tensor.data_ptr() if tensor.device.type == "cpu" else 0
         offset = end + (address - end) % _ALIGNMENT
-        manifest[name] = Weight(offset, tuple(dense.shape), dense.stride(), dense.dtype)
+        shape, stride = tuple(dense.shape), dense.stride()
+        manifest[name] = Weight(offset, shape, stride, dense.dtype, tensor.requires_grad)
         end = offset + dense.numel() * dense.element_size()
     _reserve(path, max(end, 1))
     with path.open("r+b", buffering=0) as file:  # to write through a mapping takes ten times longer
@@ -197,7 +200,8 @@ def attach(path: Path, manifest: Manifest, device: torch.device) -> dict[str, to
     found: dict[str, torch.Tensor] = {}
     for name, weight in manifest.items():
         if isinstance(weight, Weight):
-            found[name] = weight.view(storage).to(device)
+            mapped = weight.view(storage).to(device)
+            found[name] = mapped.requires_grad_(weight.requires_grad)
         else:
             found[name] = weight.rebuild(name, found)
     return found
