@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
@@ -16,7 +15,7 @@ from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.trace import capture
 from hybridiff_compile.config import Config
 from hybridiff_compile.debug import Dump
-from hybridiff_compile.ir import BRANCHES, Phase, StepProgram
+from hybridiff_compile.ir import Phase, StepProgram
 from hybridiff_compile.passes import build_programs
 from hybridiff_compile.runtime.fleet import new_key
 
@@ -67,28 +66,6 @@ def capture_entry(
     staged = config.lowering.backend == "inductor" and config.lowering.scope == "stage"
     programs = build_programs(captured.program, config.mode, observers, staged=staged)
     return Entry(new_key(), captured.rows, captured.form, programs)
-
-
-def run_apart(
-    name: str, call: DenoiserCall, rows: Rows, forward: Callable[..., Any]
-) -> tuple[torch.Tensor, Form]:
-    """Run the halves of a call one after the other, by the denoiser itself.
-
-    Args:
-        name: of the denoiser.
-        call: of a batch that can be halved.
-        rows: where the rows of each argument are.
-        forward: the denoiser's own.
-
-    Returns:
-        The prediction of all rows, [2B, ...], and the form of the answer that the pipeline expects.
-    """
-    outputs = []
-    for branch in range(len(BRANCHES)):
-        positional, keyword = call.branch(branch, rows).arguments
-        outputs.append(forward(*positional.values(), **keyword))
-    form = Form.of(outputs[0], name)
-    return torch.cat([form.pack(output) for output in outputs]), form
 
 
 def not_packaged(call: DenoiserCall, known: Sequence[Signature]) -> str:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from hybridiff_compile.capture.apart import check_meaning, check_same, halving, run_apart
 from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
 from hybridiff_compile.capture.fingerprint import Watch
 from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.rows import ways_to_halve
 from hybridiff_compile.capture.state import left_behind
-from hybridiff_compile.capture.trace import check_same, first_that_holds, halving
-from hybridiff_compile.entry import Entry, run_apart
+from hybridiff_compile.capture.trace import first_that_holds
+from hybridiff_compile.entry import Entry
 from hybridiff_compile.errors import CaptureError, ConfigError
 from hybridiff_compile.ir import BRANCHES
 from hybridiff_compile.runtime.attach import Attachment
@@ -204,6 +205,7 @@ def _rows_of_halves(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Row
         with torch.no_grad(), halving(name):
             result, _ = run_apart(name, call, rows, denoiser)
         check_same(result, expected, name)
+        check_meaning(denoiser, call, rows)
         return rows
 
     return first_that_holds(attempt, ways_to_halve(denoiser, call, answer))

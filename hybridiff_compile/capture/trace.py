@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from hybridiff_compile.capture.apart import check_meaning, check_same, halving
 from hybridiff_compile.capture.call import DenoiserCall, Rows
 from hybridiff_compile.capture.exporting import export, quietly
 from hybridiff_compile.capture.prediction import Form
@@ -23,10 +23,6 @@ from hybridiff_compile.ir import StepProgram
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
-# How far the branches, put together, may be from the batched call: kernels differ between batch
-# sizes, so this bounds rounding, not meaning. Relative to the largest value.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -72,6 +68,8 @@ def capture(
         captured = Captured(step_program(traced, rows), rows, known)
         if answer is not None:
             _compare(captured, call, known.pack(answer), name)
+            if rows:
+                check_meaning(denoiser, call, rows)
         return captured
 
     if together or answer is None:
@@ -98,19 +96,6 @@ def first_that_holds(attempt: Callable[[Rows], T], ways: Iterable[Rows]) -> T:
     raise refused[0]
 
 
-@contextmanager
-def halving(name: str) -> Iterator[None]:
-    """Within this, what a denoiser raises of a half of its batch is a CaptureError."""
-    try:
-        yield
-    except CaptureError:
-        raise
-    except Exception as e:  # whatever it says of values, or of shapes, that do not go together
-        raise CaptureError(
-            f"{name} cannot compute half of its batch: {type(e).__name__}: {e}"
-        ) from e
-
-
 def _compare(captured: Captured, call: DenoiserCall, expected: torch.Tensor, name: str) -> None:
     """Refuse a captured step that, of the call's own values, makes another prediction."""
     (step,) = captured.program.graphs
@@ -118,40 +103,3 @@ def _compare(captured: Captured, call: DenoiserCall, expected: torch.Tensor, nam
     with torch.no_grad(), halving(name):
         result = step(*(values[n] for n in captured.program.contracts[0].inputs))["prediction"]
     check_same(result, expected, name, together=not captured.rows)
-
-
-def check_same(
-    result: torch.Tensor, expected: torch.Tensor, name: str, *, together: bool = False
-) -> None:
-    """Refuse halves that, put together, are not what the denoiser made of the batch.
-
-    Args:
-        result, expected: predictions, [2B, ...]; what is no number in both is the same.
-        name: of the denoiser.
-        together: the result is of one call, not of two halves.
-
-    Raises:
-        CaptureError: they differ by more than rounding.
-    """
-    if result.shape != expected.shape:
-        shapes = f"shapes {tuple(result.shape)} and {tuple(expected.shape)}"
-        raise _mismatch(name, shapes, together)
-    same = (result == expected) | (result.isnan() & expected.isnan())
-    difference = torch.where(same, 0.0, (result - expected).abs())
-    largest = torch.where(expected.isfinite(), expected, 0.0).abs().max().clamp_min(1e-12)
-    error = (difference.max() / largest).item()
-    if not error <= _TOLERANCE.get(expected.dtype, 1e-3):
-        raise _mismatch(name, f"a relative difference of {error:.2e}", together)
-
-
-def _mismatch(name: str, what: str, together: bool) -> CaptureError:
-    if together:
-        return CaptureError(
-            f"the exported {name} gives {what} to its own call: it computes another thing each "
-            "time, or something that is no number"
-        )
-    return CaptureError(
-        f"the halves of {name}'s batch, computed apart, give {what} to its batched call: its rows "
-        "depend on each other, or it rounds coarsely (quantized activations), or it computes "
-        "another thing each time"
-    )

@@ -1,0 +1,124 @@
+"""The halves of a batch, computed apart, and whether they add up to the batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hybridiff_compile.capture.call import DenoiserCall, Rows
+from hybridiff_compile.capture.prediction import Form
+from hybridiff_compile.capture.state import kept
+from hybridiff_compile.capture.widened import HALF, Widened
+from hybridiff_compile.errors import CaptureError
+from hybridiff_compile.ir import BRANCHES
+
+logger = logging.getLogger(__name__)
+
+# How far the branches, put together, may be from the batched call: kernels differ between batch
+# sizes, so this bounds rounding, not meaning. Relative to the largest value.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@contextmanager
+def halving(name: str) -> Iterator[None]:
+    """Within this, what a denoiser raises of a half of its batch is a CaptureError."""
+    try:
+        yield
+    except CaptureError:
+        raise
+    except Exception as e:  # whatever it says of values, or of shapes, that do not go together
+        raise CaptureError(
+            f"{name} cannot compute half of its batch: {type(e).__name__}: {e}"
+        ) from e
+
+
+def run_apart(
+    name: str, call: DenoiserCall, rows: Rows, forward: Callable[..., Any]
+) -> tuple[torch.Tensor, Form]:
+    """Run the halves of a call one after the other, by the denoiser itself.
+
+    Args:
+        name: of the denoiser.
+        call: of a batch that can be halved.
+        rows: where the rows of each argument are.
+        forward: the denoiser's own.
+
+    Returns:
+        The prediction of all rows, [2B, ...], and the form of the answer that the pipeline expects.
+    """
+    outputs = []
+    for branch in range(len(BRANCHES)):
+        positional, keyword = call.branch(branch, rows).arguments
+        outputs.append(forward(*positional.values(), **keyword))
+    form = Form.of(outputs[0], name)
+    return torch.cat([form.pack(output) for output in outputs]), form
+
+
+def check_meaning(denoiser: nn.Module, call: DenoiserCall, rows: Rows) -> None:
+    """Refuse halves that are no more than their batch's roundings away from it, but mean another.
+
+    In half precision the two are computed again in float32; what cannot be is taken as it is.
+
+    Args:
+        denoiser: with its own forward in place; it is left as it was.
+        call: that has passed `check_same`.
+        rows: where the rows of each argument are.
+
+    Raises:
+        CaptureError: in float32 they differ by more than its rounding.
+    """
+    name = type(denoiser).__name__
+    if not any(t.dtype in HALF for t in call.tensors().values()):
+        return
+    try:
+        with torch.no_grad(), kept(denoiser), Widened():
+            positional, keyword = call.arguments
+            answer = denoiser(*positional.values(), **keyword)
+            expected = Form.of(answer, name).pack(answer)
+            result, _ = run_apart(name, call, rows, denoiser)
+    except Exception as e:  # of kernels that know half precision only, or out of memory
+        logger.debug("%s is not compared in float32: %s", name, e)
+        return
+    check_same(result, expected, name)
+
+
+def check_same(
+    result: torch.Tensor, expected: torch.Tensor, name: str, *, together: bool = False
+) -> None:
+    """Refuse halves that, put together, are not what the denoiser made of the batch.
+
+    Args:
+        result, expected: predictions, [2B, ...]; what is no number in both is the same.
+        name: of the denoiser.
+        together: the result is of one call, not of two halves.
+
+    Raises:
+        CaptureError: they differ by more than rounding.
+    """
+    if result.shape != expected.shape:
+        shapes = f"shapes {tuple(result.shape)} and {tuple(expected.shape)}"
+        raise _mismatch(name, shapes, together)
+    same = (result == expected) | (result.isnan() & expected.isnan())
+    difference = torch.where(same, 0.0, (result - expected).abs())
+    largest = torch.where(expected.isfinite(), expected, 0.0).abs().max().clamp_min(1e-12)
+    error = (difference.max() / largest).item()
+    if not error <= _TOLERANCE.get(expected.dtype, 1e-3):
+        raise _mismatch(name, f"a relative difference of {error:.2e}", together)
+
+
+def _mismatch(name: str, what: str, together: bool) -> CaptureError:
+    if together:
+        return CaptureError(
+            f"the exported {name} gives {what} to its own call: it computes another thing each "
+            "time, or something that is no number"
+        )
+    return CaptureError(
+        f"the halves of {name}'s batch, computed apart, give {what} to its batched call: its rows "
+        "depend on each other, or it rounds coarsely (quantized activations), or it computes "
+        "another thing each time"
+    )
