@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -34,6 +35,8 @@ from hybridiff_compile.model import Model, shown
 from hybridiff_compile.runtime import attach, fleet, torchrun
 from hybridiff_compile.runtime.pulse import DEADLINE
 from hybridiff_compile.session import Session
+
+logger = logging.getLogger(__name__)
 
 
 def optimize(
@@ -119,6 +122,8 @@ def optimize(
     if backend == "aot":
         raise ConfigError("backend='aot' reads a package; call load(folder, pipe) instead.")
     denoiser, family = find_denoiser(pipe)
+    if others := attach.alike(pipe, denoiser):
+        logger.warning("one rank runs this pipeline's %s as it is", ", ".join(others))
     device = device_of(denoiser)
     if backend == "tensorrt":
         tensorrt.check(device)

@@ -71,15 +71,22 @@ def capture_entry(
 def not_packaged(call: DenoiserCall, known: Sequence[Signature]) -> str:
     """Say in which arguments a call differs from the nearest one that a package holds."""
 
-    def shown(leaf: Any) -> str:
-        return f"{leaf[2]} {'x'.join(map(str, leaf[0]))}" if isinstance(leaf, tuple) else leaf
+    def shown(leaf: Any, other: Any) -> str:
+        if not isinstance(leaf, tuple):
+            return leaf
+        shape, stride, dtype, device = leaf
+        text = f"{dtype} {'x'.join(map(str, shape))}"
+        alike = isinstance(other, tuple) and (other[0], other[2]) == (shape, dtype)
+        return f"{text} of strides {stride} on {device}" if alike else text
 
     names, leaves, _ = call.signature()
 
     def differing(held: Signature) -> list[str]:
         other = dict(zip(held[0], held[1], strict=True))
         found = [
-            f"{name} is {shown(leaf)}, not {shown(other[name])}" if name in other else f"has {name}"
+            f"{name} is {shown(leaf, other[name])}, not {shown(other[name], leaf)}"
+            if name in other
+            else f"has {name}"
             for name, leaf in zip(names, leaves, strict=True)
             if other.get(name) != leaf
         ]

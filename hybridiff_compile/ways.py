@@ -215,6 +215,8 @@ def uneven(call: DenoiserCall) -> str:
     """Why the rows of a call cannot be halved; "" if they can."""
     if call.rows and call.rows % len(BRANCHES) == 0:
         return ""
+    if call.is_listed:
+        return "its pictures are a list of tensors, not the rows of one, which ranks share"
     if call.rows == 1:
         return (
             "its batch is 1, and ranks share the rows of a batch. Where the pipeline guides by two "

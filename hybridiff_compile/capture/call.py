@@ -107,9 +107,18 @@ class DenoiserCall:
 
     @property
     def rows(self) -> int:
-        """The size of the batch: dim 0 of the noisy picture; 0 if there is none."""
+        """The size of the batch: dim 0 of the noisy picture; 0 if there is none, or a list."""
         noisy = next(iter(self.tensors().values()), None)
-        return 0 if noisy is None or noisy.dim() == 0 else noisy.shape[0]
+        return 0 if noisy is None or noisy.dim() == 0 or self.is_listed else noisy.shape[0]
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the first argument is no tensor and holds some, each a picture of its own."""
+        positional, keyword = self.arguments
+        first = next(iter({**positional, **keyword}.values()), None)
+        return not isinstance(first, torch.Tensor) and any(
+            isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(first)
+        )
 
     @property
     def wants_gradient(self) -> bool:

@@ -244,7 +244,7 @@ def _explain(denoiser: nn.Module, error: Exception) -> str:
             "as it runs, as offloading and layerwise casting do, and a program's weights stay "
             "where they are; switch that off for the denoiser"
         )
-    return (
-        f"{type(denoiser).__name__} cannot be exported{where}: {type(error).__name__}: "
-        f"{' '.join(lines[:2])[:400]} - make that line free of decisions on tensor values"
-    )
+    said = f"{type(error).__name__}: {' '.join(lines[:2])[:400]}"
+    decides = any(word in said.lower() for word in ("data-dependent", "datadependent", "unbacked"))
+    advice = " - make that line free of decisions on tensor values" if decides else ""
+    return f"{type(denoiser).__name__} cannot be exported{where}: {said}{advice}"

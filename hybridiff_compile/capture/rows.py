@@ -117,16 +117,21 @@ def _assignments(call: DenoiserCall) -> Iterator[dict[str, int]]:
         groups.setdefault((argument, tensors[name].shape), []).append(name)
     ways = [row_dims(tensors[names[0]], call.rows) for names in groups.values()]
     places = range(len(ways))
+
+    def rows(taken: list[int | None]) -> dict[str, int]:
+        dims = zip(groups.values(), taken, strict=True)
+        by_name = {name: dim for names, dim in dims for name in names}
+        return {first: 0} | {n: d for n in others if (d := by_name[n]) is not None}
+
     for changed in range(3):
         for chosen in itertools.combinations(places, changed):
             for other in itertools.product(*(ways[i][1:] for i in chosen)):
                 taken = [way[0] for way in ways]
                 for i, dim in zip(chosen, other, strict=True):
                     taken[i] = dim
-                dims = zip(groups.values(), taken, strict=True)
-                by_name = {name: dim for names, dim in dims for name in names}
-                found = {name: by_name[name] for name in others}
-                yield {first: 0} | {n: d for n, d in found.items() if d is not None}
+                yield rows(taken)
+        if not changed:  # a video's text and the residuals of its ControlNets, all by frames
+            yield rows([0 if 0 in way else way[0] for way in ways])
 
 
 def _grown(denoiser: nn.Module, call: DenoiserCall, rows: Rows) -> list[torch.Size]:

@@ -46,6 +46,12 @@ def find(pipe: Any) -> tuple[str, nn.Module]:
     )
 
 
+def alike(pipe: Any, denoiser: nn.Module) -> list[str]:
+    """Names of a pipeline's other denoisers: its modules of the same class."""
+    parts = getattr(pipe, "components", {})
+    return [n for n, part in parts.items() if type(part) is type(denoiser) and part is not denoiser]
+
+
 def check(denoiser: nn.Module) -> None:
     """Refuse a denoiser whose calls do more than its class says, which a program would not do.
 
@@ -54,9 +60,11 @@ def check(denoiser: nn.Module) -> None:
             instance, or it has hooks.
     """
     name = type(denoiser).__name__
-    if hasattr(denoiser, "_orig_mod"):
+    if hasattr(denoiser, "_orig_mod") or getattr(denoiser, "_compiled_call_impl", None):
         raise UnsupportedPipelineError(
-            "the denoiser is compiled by torch.compile; pass the pipeline with the plain module."
+            f"this {name} is compiled by torch.compile or its own compile(), which no rank would "
+            "follow; pass the pipeline with the plain module. backend='inductor' compiles the "
+            "ranks' programs."
         )
     if hasattr(denoiser, "_hf_hook"):
         raise UnsupportedPipelineError(
