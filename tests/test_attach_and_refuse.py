@@ -70,6 +70,20 @@ def test_optimizing_twice_is_refused(model: Any) -> None:
         hybridiff_compile.optimize(model.pipe, gpus=1)
 
 
+def test_a_denoiser_that_compiles_itself_is_refused_by_name() -> None:
+    pipe = pipelines.load(NAME)
+    pipe.transformer.compile()
+    with pytest.raises(UnsupportedPipelineError, match=r"compiled by torch.compile or its own"):
+        hybridiff_compile.optimize(pipe, gpus=1)
+
+
+def test_a_second_denoiser_is_said_to_be_run_by_one_rank(caplog: Any) -> None:
+    pipe = pipelines.load(NAME)
+    pipe.transformer_2 = pipelines.load(NAME).transformer
+    with hybridiff_compile.optimize(pipe, gpus=1):
+        assert "one rank runs this pipeline's transformer_2 as it is" in caplog.messages
+
+
 def test_saving_an_optimized_pipeline_saves_the_pipeline(model: Any, tmp_path: Any) -> None:
     model.pipe.save_pretrained(tmp_path)
     assert (

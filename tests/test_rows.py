@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import hybridiff_compile
+from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.ways import uneven
 from tests import pipelines
 from tests.reference import branches_apart
 
@@ -55,6 +57,16 @@ def test_three_unguided_pictures_run_on_one_rank_and_it_is_said(
     assert "batch of 3 has no two equal halves" in caplog.text
     assert exact.report.ranks == 1
     assert torch.equal(made, pipelines.latents(plain, NAME, generator=seeds(1, 2, 3), **call))
+
+
+def test_pictures_in_a_list_are_not_taken_for_rows() -> None:
+    """As Z-Image: each picture is a tensor [channels, frames, height, width] of its own."""
+    pictures = [torch.randn(16, 1, 8, 8) for _ in range(2)]
+    call = DenoiserCall.of(("x", "t"), (pictures, torch.ones(2)), {})
+    assert call.rows == 0
+    assert uneven(call) == (
+        "its pictures are a list of tensors, not the rows of one, which ranks share"
+    )
 
 
 def test_paper_pipelines_no_rows_that_are_not_guided(

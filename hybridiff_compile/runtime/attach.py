@@ -48,8 +48,8 @@ def find(pipe: Any) -> tuple[str, nn.Module]:
 
 def alike(pipe: Any, denoiser: nn.Module) -> list[str]:
     """Names of a pipeline's other denoisers: its modules of the same class."""
-    parts = getattr(pipe, "components", {})
-    return [n for n, part in parts.items() if type(part) is type(denoiser) and part is not denoiser]
+    parts = vars(pipe).items()
+    return [n for n, part in parts if type(part) is type(denoiser) and part is not denoiser]
 
 
 def check(denoiser: nn.Module) -> None:

@@ -36,6 +36,28 @@ class Layers(nn.Module):
         return sample
 
 
+class Residuals(Frames):
+    """As AnimateDiff with a ControlNet: the residuals are of frames, too, in several shapes."""
+
+    def forward(
+        self, sample: torch.Tensor, text: torch.Tensor, down: list[torch.Tensor]
+    ) -> torch.Tensor:
+        batch, channels, frames = sample.shape
+        rows = sample.transpose(1, 2).reshape(batch * frames, channels) + text
+        for residual in down:
+            rows = rows + residual.mean(1, keepdim=True)
+        return rows.view(batch, frames, channels).transpose(1, 2)
+
+
+def test_residuals_of_several_shapes_have_their_rows_by_frames() -> None:
+    down = [torch.randn(6, width) for width in (5, 7, 9, 11)]
+    arguments = {"sample": torch.randn(2, 4, 3), "text": torch.randn(6, 4), "down": down}
+    call = DenoiserCall.of(tuple(arguments), tuple(arguments.values()), {})
+    denoiser = Residuals()
+    rows, _ = rows_of(denoiser, call, denoiser(**arguments))
+    assert rows == {name: 0 for name in ("sample", "text", "down_0", "down_1", "down_2", "down_3")}
+
+
 class Rope(nn.Module):
     """As Allegro: a pair of tables that happens to be as long as the batch."""
 

@@ -127,6 +127,17 @@ def test_decision_on_a_tensor_value_is_refused_and_its_line_named(capfd, caplog)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
+def test_what_is_no_decision_is_given_no_advice_on_decisions():
+    class Raises(nn.Module):
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            if type(sample) is not torch.Tensor:
+                raise ValueError("no such layer")
+            return sample
+
+    with pytest.raises(CaptureError, match=r"\): ValueError: no such layer$"):
+        toy.capture_simple(Raises())
+
+
 def test_denoiser_whose_rows_depend_on_each_other_is_refused():
     class Mixes(nn.Module):
         def forward(self, sample: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
