@@ -79,7 +79,7 @@ def test_a_write_into_half_precision_is_not_lost_but_refused(write: Any) -> None
 def test_what_cannot_be_widened_is_taken_as_it_is() -> None:
     class Writes(Deep):
         def forward(self, sample: torch.Tensor) -> torch.Tensor:
-            self.layers[0].weight.data.mul_(1)
+            next(self.parameters()).data.mul_(1)
             return super().forward(sample)
 
     _, call, _ = made(torch.bfloat16, 2e-3)

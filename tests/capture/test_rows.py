@@ -36,7 +36,7 @@ class Layers(nn.Module):
         return sample
 
 
-class Residuals(Frames):
+class Residuals(nn.Module):
     """As AnimateDiff with a ControlNet: the residuals are of frames, too, in several shapes."""
 
     def forward(
