@@ -111,6 +111,14 @@ class OfItsClass:
         OfItsClass.calls += 1
 
 
+class ByMethods:
+    def hook(self, *_: Any) -> None:
+        self._note()
+
+    def _note(self) -> None:
+        counting()
+
+
 class Owner:
     def __init__(self) -> None:
         self.calls = 0
@@ -121,6 +129,13 @@ class Owner:
 
 def in_a_global(*_: Any) -> None:
     counting()
+
+
+def in_an_inner_function(*_: Any) -> None:
+    def note() -> None:
+        counting()
+
+    note()
 
 
 def in_a_list(module: nn.Module, args: Any, out: torch.Tensor) -> None:
@@ -150,6 +165,7 @@ def without_gradients() -> Callable[..., Any]:
 #: Each keeps a count where no module has it.
 HOOKS: dict[str, Callable[[], Callable[..., Any]]] = {
     "a global": lambda: in_a_global,
+    "a global, by an inner function": lambda: in_an_inner_function,
     "a global list": lambda: in_a_list,
     "a global object": lambda: in_an_object,
     "an attribute of the hook": lambda: in_an_attribute,
@@ -160,6 +176,7 @@ HOOKS: dict[str, Callable[[], Callable[..., Any]]] = {
     "slots": Slotted,
     "the object of a method": lambda: Owner().hook,
     "the class of a method": lambda: OfItsClass().hook,
+    "a global, by another method": lambda: ByMethods().hook,
     "a decorated hook": without_gradients,
 }
 
