@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import linecache
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -241,16 +242,18 @@ logger = logging.getLogger(__name__)
 def logging_hook(module: nn.Module, args: Any, out: torch.Tensor) -> None:
     """Loggers note which levels were asked for, warnings where they were given, caches answers."""
     logger.debug("%d", len(table(out.shape[-1])))
-    logger.isEnabledFor(CALLS)
+    linecache.getline(__file__, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.warn(f"{out.sum()}", stacklevel=1)
 
 
 def test_loggers_warnings_and_caches_of_answers_are_nothing_that_is_kept():
-    denoiser = hooked_by(logging_hook)
+    denoiser, own = hooked_by(logging_hook), logger
+    denoiser.linear.register_forward_hook(lambda *_: own.debug("a closure's"))
+    linecache.clearcache()
+    own.manager._clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
     state = State.of(denoiser)
-    logger.isEnabledFor(17)
     denoiser(torch.randn(2, 4))
     assert state.changes() == []
 
