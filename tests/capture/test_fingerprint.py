@@ -151,6 +151,15 @@ def test_what_nobody_reads_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     assert watch._look.is_untouched()
 
 
+def test_what_went_from_one_list_into_the_next_is_seen():
+    denoiser = with_settings()
+    processor: Any = denoiser.up.processor
+    processor.first, processor.second = [1], [2]
+    watch = Watch(denoiser)
+    processor.first.append(processor.second.pop())
+    assert not watch.holds()
+
+
 def test_an_equal_hook_is_the_same():
     """Pipelines and scripts make theirs anew for each picture."""
     denoiser = with_settings()

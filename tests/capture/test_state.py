@@ -120,6 +120,11 @@ class ByMethods:
         counting()
 
 
+class Called:
+    def __call__(self, *_: Any) -> None:
+        counting()
+
+
 class Owner:
     def __init__(self) -> None:
         self.calls = 0
@@ -178,6 +183,7 @@ HOOKS: dict[str, Callable[[], Callable[..., Any]]] = {
     "the object of a method": lambda: Owner().hook,
     "the class of a method": lambda: OfItsClass().hook,
     "a global, by another method": lambda: ByMethods().hook,
+    "a global, by an object": Called,
     "a decorated hook": without_gradients,
 }
 
@@ -219,6 +225,18 @@ def test_an_iterator_goes_on_once_only():
     counter = itertools.count()
     tried(hooked_by(by_count(counter)))
     assert next(counter) == 1
+
+
+def test_a_global_that_a_trial_makes_is_taken_away():
+    def hook(*_: Any) -> None:
+        global MADE
+        MADE = 1
+
+    denoiser = hooked_by(hook)
+    with kept(denoiser):
+        denoiser(torch.randn(2, 4))
+        assert globals()["MADE"] == 1
+    assert "MADE" not in globals()
 
 
 def test_what_a_trial_leaves_in_a_global_list_is_taken_out():
