@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import operator
-import types
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-from hybridiff_compile.capture.state import MOST, PLAIN
+from hybridiff_compile.capture.place import PLAIN, Content, Names
+from hybridiff_compile.capture.reach import MOST, count_of, has_code, places
 from hybridiff_compile.layout import plain_parts, writes
 
-_CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, type)
-
-#: A container with the keys and the objects that it held; a tensor with its address and version.
-Held = tuple[Any, tuple[Any, ...], tuple[Any, ...]]
+#: A tensor with its address and version.
 Kept = tuple[torch.Tensor, int, int | None]
 
 # What a module notes for others than its forward: hooks of saving and loading, of gradients.
@@ -43,7 +40,8 @@ def fingerprint(denoiser: nn.Module) -> int:
 
     Covers a module added, replaced or set otherwise (a LoRA loaded or its scale changed), another
     attention processor or one that is set otherwise, a parameter replaced or written in place,
-    `train()` and `to()`. Settings count by what they hold: those that were set back are as before.
+    `train()` and `to()`; and what a user's hooks and processors read elsewhere, see `reach`.
+    Settings count by what they hold: those that were set back are as before.
     It does not see `parameter.data` written in place, which torch does not count; on the CPU such
     a write reaches the workers by itself, since the weights are shared.
     """
@@ -60,42 +58,55 @@ class Watch:
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._denoiser = denoiser
-        self.value, self.form, self._held, self._tensors = _look(denoiser)
+        self._look = look = _Look(denoiser)
+        self.value, self.form = look.value, look.form
 
     def holds(self) -> bool:
         """Whether the denoiser is as it was: milliseconds if nothing at all was exchanged."""
-        if all(map(_is_held, self._held)) and all(map(_is_kept, self._tensors)):
+        if self._look.is_untouched():
             return True
-        now = _look(self._denoiser)
-        if now[0] != self.value:
+        now = _Look(self._denoiser)
+        if now.value != self.value:
             return False
-        _, _, self._held, self._tensors = now
+        self._look = now
         return True
 
 
-def _look(denoiser: nn.Module) -> tuple[int, int, list[Held], list[Kept]]:
-    look = _Look(denoiser)
-    form = hash(tuple(look.facts()))
-    weights = tuple((address, version) for _, address, version in look.tensors)
-    return hash((form, weights)), form, look.held, look.tensors
-
-
 class _Look:
+    """One walk through all that a denoiser reaches, and the very objects that it met there."""
+
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
-        self.held: list[Held] = []
+        self.objects: list[Any] = []
+        self.contents: list[Any] = []  # live views of containers: of a dict, its keys and values
+        self.inside: list[Any] = []
+        self.named: list[tuple[Names, tuple[Any, ...]]] = []
+        self.counts: list[tuple[Any, str]] = []
         self.tensors: list[Kept] = []
+        self.form = hash(tuple(self._facts()))
+        weights = tuple((address, version) for _, address, version in self.tensors)
+        self.value = hash((self.form, weights))
+        self.types, self.lengths = [*map(type, self.objects)], [*map(len, self.contents)]
 
-    def facts(self) -> Iterator[Any]:
-        """Flat facts of the denoiser and of all that it holds but weights, in a fixed order."""
+    def is_untouched(self) -> bool:
+        """Whether each container holds the very same objects, by the same keys."""
+        return (
+            [*map(type, self.objects)] == self.types
+            and [*map(len, self.contents)] == self.lengths
+            and all(map(operator.is_, chain.from_iterable(self.contents), self.inside))
+            and all(map(_is_kept, self.tensors))
+            and all(all(map(operator.is_, n.values(), held)) for n, held in self.named)
+            and all(count_of(iterator) == count for iterator, count in self.counts)
+        )
+
+    def _facts(self) -> Iterator[Any]:
+        """Flat facts of the denoiser and of all that it reaches but weights, in a fixed order."""
         seen: dict[int, int] = {}
         todo: list[Any] = [self.denoiser]
         while todo:
             value = todo.pop()
             if isinstance(value, PLAIN):
                 yield value if value == value else "nan"
-            elif isinstance(value, _CODE):
-                yield id(getattr(value, "__func__", value))
             elif id(value) in seen or len(seen) > MOST:
                 yield type(value), seen.get(id(value))
             else:
@@ -104,11 +115,14 @@ class _Look:
                 if isinstance(value, torch.Tensor):
                     yield from self._of_tensor(value)
                     continue
-                containers = _containers(value)
-                if not containers:
-                    yield id(value)
-                for container in containers:
-                    names, inside = self._hold(container, value)
+                if isinstance(value, nn.Module) or has_code(type(value)):
+                    self.objects.append(value)
+                    todo.append(type(value))
+                found = places(value)
+                if not found or isinstance(value, type):
+                    yield self._of_closed(value)
+                for place in found:
+                    names, inside = self._hold(place, value)
                     yield names
                     todo += reversed(inside)
 
@@ -117,48 +131,30 @@ class _Look:
             self.tensors.append((part, part.data_ptr(), writes(part)))
             yield part.dtype, str(part.device), part.shape
 
-    def _hold(self, container: Any, owner: Any) -> tuple[tuple[Any, ...], list[Any]]:
-        """Note what a container holds; the names and values in it that a forward may read."""
-        keys, values = _entries(container)
-        self.held.append((container, keys, values))
-        if container is not owner and isinstance(owner, nn.Module):
+    def _of_closed(self, value: Any) -> Any:
+        if not (count := count_of(value)):
+            return id(value)
+        self.counts.append((value, count))
+        return count
+
+    def _hold(self, place: Content | Names, owner: Any) -> tuple[tuple[Any, ...], list[Any]]:
+        """Note what a place holds; the names and values in it that a forward may read."""
+        keys, values = place.entries()
+        if isinstance(place, Names):
+            self.named.append((place, place.values()))
+        elif not isinstance(place.owner, tuple | frozenset):
+            is_dict = isinstance(place.owner, dict)
+            self.contents += [place.owner, place.owner.values()] if is_dict else [place.owner]
+            self.inside += [*keys, *values] if is_dict else [*place.owner]
+        if place.owner is not owner and isinstance(owner, nn.Module):
             unread = _UNREAD | {"forward"} if owner is self.denoiser else _UNREAD
             pairs = [(k, v) for k, v in zip(keys, values, strict=True) if k not in unread]
             return tuple(k for k, _ in pairs), [v for _, v in pairs]
         return tuple(map(_name, keys)), list(values)
 
 
-def _containers(value: Any) -> list[Any]:
-    """The dicts, lists and the like that hold what a value is made of."""
-    if isinstance(value, functools.partial):
-        return [[value.func, value.args, value.keywords]]
-    found = [value] if isinstance(value, dict | list | tuple | set | frozenset) else []
-    attributes = getattr(value, "__dict__", None)
-    if not isinstance(attributes, dict) or (found and not attributes):
-        return found
-    return [*found, attributes]
-
-
-def _entries(container: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    if isinstance(container, dict):
-        return tuple(container), tuple(container.values())
-    values = sorted(container, key=repr) if isinstance(container, set | frozenset) else container
-    return tuple(range(len(values))), tuple(values)
-
-
 def _name(key: Any) -> Any:
     return key if isinstance(key, PLAIN) else type(key)
-
-
-def _is_held(held: Held) -> bool:
-    """Whether a container holds the very same objects, by the same keys."""
-    container, keys, values = held
-    if len(container) != len(values):
-        return False
-    if isinstance(container, dict):
-        return all(map(operator.is_, container.values(), values)) and tuple(container) == keys
-    inside = container if isinstance(container, list | tuple) else _entries(container)[1]
-    return all(map(operator.is_, inside, values))
 
 
 def _is_kept(kept: Kept) -> bool:

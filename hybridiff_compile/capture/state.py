@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import types
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,25 +16,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from hybridiff_compile.capture.place import PLAIN, Names, Place
+from hybridiff_compile.capture.reach import MOST, count_of, has_code, places
 from hybridiff_compile.layout import writes
 
-#: Values that hold nothing.
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-# Neither holds what a forward could leave behind: classes, modules of code, and compiled functions.
-_CLOSED = (type, types.ModuleType, types.BuiltinFunctionType)
 _ORDINARY = (torch.Tensor, nn.Parameter)  # what FakeTensors and quantised weights are not
-#: Objects that are looked at; more hold a whole program, not a denoiser.
-MOST = 500_000
+
+
+#: A tensor or an iterator by its path, and how far it was.
+Written = tuple[str, Any, int | str | None]
 
 
 @dataclass(frozen=True)
 class Held:
-    """One container and what it held: an object's attributes, a dict, list, set, or a closure."""
+    """One place and what it held: an object's attributes, a dict, a closure, some globals."""
 
     path: str
-    owner: Any
+    place: Place
     content: Any
-    restore: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -49,37 +47,33 @@ class State:
 
     denoiser: nn.Module
     held: tuple[Held, ...]
-    versions: dict[int, tuple[str, torch.Tensor, int | None]]
+    versions: tuple[Written, ...]
     data: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
     @classmethod
     def of(cls, denoiser: nn.Module) -> State:
-        """Look at everything that the denoiser reaches: modules, hooks, processors, closures."""
-        held, versions = [], {}
-        for found in _reached(denoiser):
-            if isinstance(found, Held):
-                held.append(found)
-            else:
-                versions[id(found[1])] = found
+        """Look at everything that the denoiser reaches: modules, hooks, processors, globals."""
+        found = list(_reached(denoiser))
+        held = tuple(h for h in found if isinstance(h, Held))
+        versions = tuple(v for v in found if not isinstance(v, Held))
         with torch.no_grad():
-            data = [(t, t.detach()) for _, t, _ in versions.values() if type(t) in _ORDINARY]
-        return cls(denoiser, tuple(held), versions, tuple(data))
+            data = [(t, t.detach()) for _, t, _ in versions if type(t) in _ORDINARY]
+        return cls(denoiser, held, versions, tuple(data))
 
     def changes(self) -> list[str]:
         """Paths of what is no longer as it was."""
-        found = [h.path for h in self.held if not _same(h.content, _content(h.owner))]
-        found += [path for path, t, before in self.versions.values() if writes(t) != before]
-        return found
+        found = [h for h in self.held if not _same(h.content, h.place.copy())]
+        return [*map(_changed_path, found), *self.written()]
 
     def written(self) -> list[str]:
-        """Paths of tensors that were written in place since."""
-        return [path for path, t, before in self.versions.values() if writes(t) != before]
+        """Paths of what was changed for good: tensors written in place, iterators that went on."""
+        return [path for path, value, before in self.versions if _version(value) != before]
 
     def restore(self) -> None:
         """Put back what was exchanged; a tensor that was written in place stays so."""
         for held in self.held:
-            if not _same(held.content, _content(held.owner), by_value=False):
-                held.restore()
+            if not _same(held.content, held.place.copy(), by_value=False):
+                held.place.put(held.content)
         for tensor, data in self.data:
             if tensor.device != data.device or tensor.data_ptr() != data.data_ptr():
                 tensor.data = data
@@ -126,69 +120,42 @@ def left_behind(
         between.restore()
 
 
-def _reached(denoiser: nn.Module) -> Iterator[Held | tuple[str, torch.Tensor, int | None]]:
+def _reached(denoiser: nn.Module) -> Iterator[Held | Written]:
     seen: set[int] = set()
     todo: list[tuple[str, Any]] = [(type(denoiser).__name__, denoiser)]
     while todo and len(seen) < MOST:
         path, value = todo.pop()
-        if isinstance(value, (*PLAIN, *_CLOSED)) or id(value) in seen:
+        if isinstance(value, PLAIN) or id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            yield path, value, writes(value)
+        if isinstance(value, torch.Tensor) or count_of(value):
+            yield path, value, _version(value)
             continue
-        content = _content(value)
-        if content is not None and not isinstance(value, tuple):
-            yield Held(path, value, content, functools.partial(_put_back, value, content))
-        todo += _children(path, value, content)
+        if has_code(type(value)):
+            todo.append((type(value).__name__, type(value)))
+        for place in places(value):
+            if not isinstance(place.owner, tuple):
+                yield Held(path, place, place.copy())
+            keys, values = place.entries()
+            is_named = isinstance(place, Names) or isinstance(place.owner, dict)
+            todo += [(_path(path, k, is_named), v) for k, v in zip(keys, values, strict=True)]
 
 
-def _content(value: Any) -> Any:
-    """A shallow copy of what a container holds; None for a value that holds nothing."""
-    if isinstance(value, dict | list | set | deque | tuple):
-        return value if isinstance(value, tuple) else value.copy()
-    if isinstance(value, types.CellType):
-        try:
-            return (value.cell_contents,)
-        except ValueError:  # not filled yet
-            return None
-    if isinstance(value, types.FunctionType | types.MethodType | functools.partial):
-        return None
-    attributes = getattr(value, "__dict__", None)
-    return dict(attributes) if isinstance(attributes, dict) else None
+def _changed_path(held: Held) -> str:
+    if not isinstance(held.place, Names):
+        return held.path
+    now = held.place.copy()
+    names = [n for n, v in held.content.items() if not _same(v, now.get(n))]
+    return _path(held.path, names[0], True) if names else held.path
 
 
-def _children(path: str, value: Any, content: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, types.MethodType):
-        return [(path, value.__self__), (path, value.__func__)]
-    if isinstance(value, functools.partial):
-        return [(path, value.func), (path, value.args), (path, value.keywords)]
-    if isinstance(value, types.FunctionType):
-        return [(path, cell) for cell in value.__closure__ or ()]
-    inside = [(f"{path}.{k}", v) for k, v in content.items()] if isinstance(content, dict) else []
-    if content is not None and not isinstance(content, dict):
-        inside = [(path, v) for v in content]
-    if isinstance(value, dict) and not isinstance(value, nn.Module):
-        extra = getattr(value, "__dict__", None)  # a subclass with attributes of its own
-        inside += [(f"{path}.{k}", v) for k, v in extra.items()] if extra else []
-    return inside
+def _version(value: Any) -> int | str | None:
+    return writes(value) if isinstance(value, torch.Tensor) else count_of(value)
 
 
-def _put_back(value: Any, content: Any) -> None:
-    if isinstance(value, types.CellType):
-        value.cell_contents = content[0]
-    elif isinstance(value, list):
-        value[:] = content
-    elif isinstance(value, dict | set):
-        value.clear()
-        value.update(content)
-    elif isinstance(value, deque):
-        value.clear()
-        value.extend(content)
-    else:
-        attributes = vars(value)
-        attributes.clear()
-        attributes.update(content)
+def _path(path: str, key: Any, is_named: bool) -> str:
+    is_inner = not is_named or key in ("__self__", "__func__", "__closure__", "cell_contents")
+    return path if is_inner else f"{path}.{key}"
 
 
 def _same(before: Any, now: Any, by_value: bool = True, depth: int = 6) -> bool:
@@ -214,8 +181,10 @@ def _same_object(before: Any, now: Any, deeper: Callable[[Any, Any], bool]) -> b
         return before.shape == now.shape and before.dtype == now.dtype and _equal(before, now)
     if isinstance(before, types.MethodType):
         return before.__func__ is now.__func__ and before.__self__ is now.__self__
-    content = _content(before)
-    return content is not None and deeper(content, _content(now))
+    if count := count_of(before):
+        return count == count_of(now)
+    inside = [[place.copy() for place in places(value)] for value in (before, now)]
+    return bool(inside[0]) and deeper(*inside)
 
 
 def _equal(before: torch.Tensor, now: torch.Tensor) -> bool:

@@ -4,6 +4,7 @@ import importlib
 import logging
 import sys
 import threading
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -29,14 +30,14 @@ def test_what_a_denoiser_says_while_it_is_exported_is_heard(capsys):
 def test_what_belongs_to_the_process_is_left_alone_while_exporting(caplog):
     from torch.export import _trace
 
-    torch_logger, heard = logging.getLogger("torch"), []
+    torch_logger, heard = logging.getLogger("torch"), SimpleQueue()
     talker = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     process = (sys.stderr, torch_logger.level)
 
     class Looks(nn.Module):
         def forward(self, sample: torch.Tensor) -> torch.Tensor:
             if isinstance(sample, FakeTensor):
-                heard.append((sys.stderr, torch_logger.level))
+                heard.put((sys.stderr, torch_logger.level))
                 talker.warning("of this export")
                 other = threading.Thread(target=talker.warning, args=("of another thread",))
                 other.start()
@@ -49,7 +50,9 @@ def test_what_belongs_to_the_process_is_left_alone_while_exporting(caplog):
     with pytest.raises(CaptureError):
         toy.capture_simple(Looks())
     talker.removeHandler(caplog.handler)
-    assert heard == [process] * 2  # at a larger batch, and for the export
+    assert [heard.get_nowait(), heard.get_nowait()] == [
+        process
+    ] * 2  # at a larger batch, and for the export
     warned = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert set(warned) == {"of another thread"}
     assert not talker.filters
@@ -86,14 +89,17 @@ def test_torch_keeps_nothing_of_the_export():
 def test_no_stack_traces_are_noted_while_exporting_and_the_setting_is_put_back():
     from torch.fx import config
 
-    seen = []
+    seen = SimpleQueue()  # of a list, what a trial leaves there is taken out
 
     class Looks(nn.Module):
         def forward(self, sample: torch.Tensor) -> torch.Tensor:
             if isinstance(sample, FakeTensor):
-                seen.append(config.do_not_emit_stack_traces)
+                seen.put(config.do_not_emit_stack_traces)
             return sample + 1
 
     toy.capture_simple(Looks())
-    assert seen == [False, True]  # at a larger batch, and for the export
+    assert [seen.get_nowait(), seen.get_nowait()] == [
+        False,
+        True,
+    ]  # at a larger batch, and for the export
     assert config.do_not_emit_stack_traces is False
