@@ -116,3 +116,8 @@ def test_weights_that_take_a_gradient_and_those_that_do_not(takes: bool) -> None
         made = torch.from_numpy(model(**call, generator=seeds).images)
         assert model.report.ranks == 2
         assert torch.equal(made[:2], made[2:])  # the rows of either rank
+        unet.requires_grad_(not takes)
+        seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1, 0, 1)]
+        made = torch.from_numpy(model(**call, generator=seeds).images)
+        assert model.report.ranks == 2
+        assert torch.equal(made[:2], made[2:])

@@ -14,8 +14,8 @@ from hybridiff_compile.capture.place import PLAIN, Content, Names
 from hybridiff_compile.capture.reach import MOST, count_of, has_code, places
 from hybridiff_compile.layout import plain_parts, writes
 
-#: A tensor with its address and version.
-Kept = tuple[torch.Tensor, int, int | None]
+#: A tensor with its address, its version, and whether it takes a gradient.
+Kept = tuple[torch.Tensor, int, int | None, bool]
 
 # What a module notes for others than its forward: hooks of saving and loading, of gradients.
 _UNREAD = frozenset(
@@ -84,7 +84,7 @@ class _Look:
         self.counts: list[tuple[Any, str]] = []
         self.tensors: list[Kept] = []
         self.form = hash(tuple(self._facts()))
-        weights = tuple((address, version) for _, address, version in self.tensors)
+        weights = tuple((address, version) for _, address, version, _ in self.tensors)
         self.value = hash((self.form, weights))
         self.types, self.lengths = [*map(type, self.objects)], [*map(len, self.contents)]
 
@@ -128,8 +128,9 @@ class _Look:
 
     def _of_tensor(self, tensor: torch.Tensor) -> Iterator[Any]:
         for part in plain_parts(tensor):
-            self.tensors.append((part, part.data_ptr(), writes(part)))
-            yield part.dtype, str(part.device), part.shape
+            self.tensors.append((part, part.data_ptr(), writes(part), part.requires_grad))
+            # Kernels go by whether a gradient is taken, too.
+            yield part.dtype, str(part.device), part.shape, part.requires_grad
 
     def _of_closed(self, value: Any) -> Any:
         if not (count := count_of(value)):
@@ -158,5 +159,7 @@ def _name(key: Any) -> Any:
 
 
 def _is_kept(kept: Kept) -> bool:
-    tensor, address, version = kept
-    return tensor.data_ptr() == address and writes(tensor) == version
+    tensor, address, version, takes = kept
+    return (
+        tensor.data_ptr() == address and writes(tensor) == version and tensor.requires_grad == takes
+    )

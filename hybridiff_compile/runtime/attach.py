@@ -62,7 +62,7 @@ def check(denoiser: nn.Module) -> None:
     name = type(denoiser).__name__
     if hasattr(denoiser, "_orig_mod") or getattr(denoiser, "_compiled_call_impl", None):
         raise UnsupportedPipelineError(
-            f"this {name} is compiled by torch.compile or its own compile(), which no rank would "
+            "the denoiser is compiled by torch.compile or its own compile(), which no rank would "
             "follow; pass the pipeline with the plain module. backend='inductor' compiles the "
             "ranks' programs."
         )
