@@ -107,7 +107,10 @@ def test_picture_of_a_switched_prompt_is_as_near_as_any(after: int, least: int) 
     pooled = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
     first, second = (
         dict(zip((*keys, *pooled), pipe.encode_prompt(text), strict=True))
-        for text in (pipelines.PROMPT, "a yellow triangle above a white circle")
+        for text in (
+            pipelines.PROMPT,
+            "a yellow triangle above a white circle on a black background",
+        )
     )
 
     def switch(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
