@@ -14,6 +14,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 # their path, and so their last bits, by alignment.
 _ALIGNMENT = 64
 
+#: A tensor, and how often it had been written; it is kept, so that its memory is not used again.
+Kept = tuple[torch.Tensor, int | None]
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -104,6 +107,20 @@ class UnpackCut(nn.Module):
 def writes(tensor: torch.Tensor) -> int | None:
     """How often torch has seen a tensor's memory written; None where it does not count."""
     return None if tensor.is_inference() else tensor._version
+
+
+def is_kept(kept: Kept | None, value: torch.Tensor) -> bool:
+    """Whether `value` is the tensor that was kept, not written since: a view of it counts."""
+    if kept is None or kept[1] is None:
+        return False
+    before, version = kept
+    return (
+        before.data_ptr() == value.data_ptr()
+        and before.stride() == value.stride()
+        and before.shape == value.shape
+        and before.dtype == value.dtype
+        and version == writes(value)
+    )
 
 
 def plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -215,7 +215,7 @@ class Session:
             return prediction
 
         key = hash(call.signature())
-        prediction = run.step(key, compute)
+        prediction = run.step(key, compute, call.tensors())
         run.last_key, run.spec = key, form
         return form.unpack(prediction)
 
@@ -227,7 +227,7 @@ class Session:
             driver = self.ranks.connect(self.entries.values())
             return driver.step(entry.key, phase, len(run.done), inputs)
 
-        prediction = run.step(entry.key, compute)
+        prediction = run.step(entry.key, compute, call.tensors())
         run.last_key, run.ranks = entry.key, self.config.gpus
         return entry.form.unpack(prediction)
 

@@ -179,7 +179,7 @@ def test_hybrid_goes_back_to_serial_when_the_error_grows_and_comes_again_when_it
         return torch.ones(2, 64) + rough * torch.randn(2, 64, generator=noise)
 
     for _ in range(steps):
-        u, c = run.step(None, compute).chunk(2)
+        u, c = run.step(None, compute, {}).chunk(2)
         run.note_scheduled(u + 5 * (c - u), None)
     letters = "".join("SPUCF"[done.phase] for done in run.done)
     assert "F" in letters[4:15]

@@ -12,14 +12,11 @@ from hybridiff_compile import links, ops
 from hybridiff_compile.config import Lowering
 from hybridiff_compile.errors import WorkerError
 from hybridiff_compile.ir import Phase, RankProgram, Variant
-from hybridiff_compile.layout import Layout, writes
+from hybridiff_compile.layout import Kept, Layout, is_kept, writes
 from hybridiff_compile.runtime import messages, numerics, transfer
 from hybridiff_compile.runtime.fleet import Fleet
 from hybridiff_compile.runtime.rank import Rank
 from hybridiff_compile.runtime.report import Traffic
-
-#: A tensor that travelled, and its version counter then; kept, so that its memory is not reused.
-_Sent = tuple[torch.Tensor, int | None]
 
 
 @contextmanager
@@ -51,7 +48,7 @@ class Driver:
         self._sent_before = ops.sent_bytes()
         self._rank = Rank(device)
         self._peer: dict[tuple[int, Phase], RankProgram] = {}
-        self._sent: dict[int, dict[str, _Sent]] = {}
+        self._sent: dict[int, dict[str, Kept]] = {}
         self._last_phase: dict[int, Phase] = {}
         self._numerics: numerics.Numerics = {}
         self.agree()
@@ -197,20 +194,6 @@ class Driver:
     ) -> dict[str, torch.Tensor]:
         """The wanted values that are not those the worker already has."""
         sent = self._sent[key]
-        fed = {n: values[n] for n in wanted if n in values and not _same(sent.get(n), values[n])}
+        fed = {n: values[n] for n in wanted if n in values and not is_kept(sent.get(n), values[n])}
         sent.update({n: (v, writes(v)) for n, v in fed.items()})
         return fed
-
-
-def _same(sent: _Sent | None, value: torch.Tensor) -> bool:
-    """Whether `value` is the tensor that was sent, not written since: a view of it counts."""
-    if sent is None or sent[1] is None:
-        return False
-    before, version = sent
-    return (
-        before.data_ptr() == value.data_ptr()
-        and before.stride() == value.stride()
-        and before.shape == value.shape
-        and before.dtype == value.dtype
-        and version == writes(value)
-    )

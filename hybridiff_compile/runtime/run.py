@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,19 +12,13 @@ import torch
 
 from hybridiff_compile.config import Controlled, Pinned, Switching, SwitchSettings
 from hybridiff_compile.ir import GUIDED, Phase
-from hybridiff_compile.runtime import sampler
+from hybridiff_compile.runtime import sampler, switching
 from hybridiff_compile.runtime.combination import WORST
 from hybridiff_compile.runtime.done import Done, records
 from hybridiff_compile.runtime.estimate import axis
 from hybridiff_compile.runtime.forecast import READ_AFTER, Forecast
+from hybridiff_compile.runtime.inputs import Inputs
 from hybridiff_compile.runtime.report import RunReport, Traffic
-from hybridiff_compile.runtime.switching import (
-    controlled_phase,
-    discrepancy,
-    find_tau1,
-    phase_of,
-    pinned_phase,
-)
 from hybridiff_compile.runtime.weighing import Weighing
 
 _IRREGULAR = "more or less than one denoiser call between two steps of the scheduler"
@@ -39,6 +33,7 @@ class Run:
         say: tells the user something, once.
         settings: how its phases are chosen; None is always serial.
         forecast: what is extrapolated; None in a mode that extrapolates nothing.
+        inputs: of its steps, where something is extrapolated.
         done: the steps so far whose rows were shared or looked at.
         unguided: other calls of the denoiser so far, that were run as they are.
         tau1: first pipelined step of the paper's mode, once it is known.
@@ -57,6 +52,7 @@ class Run:
     say: Callable[[str], None] = lambda text: None
     settings: Switching = None
     forecast: Forecast | None = None
+    inputs: Inputs = field(default_factory=Inputs)
     done: list[Done] = field(default_factory=list)
     unguided: int = 0
     tau1: int | None = None
@@ -171,19 +167,27 @@ class Run:
                 "one call tells nothing of the next"
             )
 
-    def step(self, key: int | None, compute: Callable[[Phase], torch.Tensor]) -> torch.Tensor:
+    def step(
+        self,
+        key: int | None,
+        compute: Callable[[Phase], torch.Tensor],
+        inputs: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
         """Decide the next step's phase, run it, and note what it was like.
 
         Args:
             key: of the step's captured signature.
             compute: runs a phase that has a program; see `complete`.
+            inputs: of the denoiser, by name.
 
         Returns:
             The prediction of both branches, [2B, ...].
         """
         start = time.perf_counter()
-        if self.forecast is not None and self.last_key != key:
-            self.forecast.restart()
+        if self.forecast is not None:
+            self.inputs.note(self.index, inputs)
+            if self.last_key != key or self.inputs.changed:
+                self.forecast.restart()
         phase, reason = self.decide(key)
         returned = None if phase is Phase.FORECAST else compute(phase)
         prediction, measured = self.complete(phase, returned)
@@ -192,11 +196,7 @@ class Run:
         return prediction
 
     def decide(self, key: int | None) -> tuple[Phase, str]:
-        """The phase of the next step, and why.
-
-        Args:
-            key: of the step's captured signature.
-        """
+        """The phase of the next step, whose captured signature has this key, and why."""
         step, settings = self.index, self.settings
         if self.last_key != key or not self.done:
             return Phase.SERIAL, "the first step of its shape"
@@ -208,6 +208,8 @@ class Run:
             self._tell_irregular()
         if self.scheduled != step or not self.regular:
             return Phase.SERIAL, _IRREGULAR
+        if self.inputs.changed:
+            return Phase.SERIAL, f"an input has changed: {self.inputs.changed}"
         phase, reason = self._wanted(step, settings)
         return self._possible(step, phase, reason)
 
@@ -216,21 +218,23 @@ class Run:
             within = settings.tau1 <= step < settings.tau1 + settings.k
             where = f"tau1={settings.tau1}, k={settings.k}"
             reason = f"pinned: {settings.mode}, {where}" if within else f"outside {where}"
-            return pinned_phase(step, settings), reason
+            return switching.pinned_phase(step, settings), reason
         if isinstance(settings, Controlled):
             assert self.forecast is not None
             computed = [done.index for done in self.done if done.phase is Phase.SERIAL]
-            return controlled_phase(step, computed, self.forecast.predicted(step), settings)
+            predicted = self.forecast.predicted(step)
+            begun = self.inputs.begun
+            return switching.controlled_phase(step, computed, predicted, settings, begun)
         assert settings is not None
         step = len(self.done)  # the paper knows guided steps only
         # Reading a discrepancy waits for the device; it is read only while tau1 is searched.
         if self.tau1 is None and (settings.tau1 is not None or step > settings.L_slope):
             seen = [float(d.discrepancy) for d in self.done if d.discrepancy is not None]
-            self.tau1 = find_tau1(seen, settings)
+            self.tau1 = switching.find_tau1(seen, settings)
         elif self.tau1 is None and step >= settings.tau_cap:
             self.tau1 = settings.tau_cap
         known = "not known yet" if self.tau1 is None else self.tau1
-        return phase_of(step, self.tau1, settings), f"tau1 {known}, k={settings.k}"
+        return switching.phase_of(step, self.tau1, settings), f"tau1 {known}, k={settings.k}"
 
     def _possible(self, step: int, phase: Phase, reason: str) -> tuple[Phase, str]:
         """The phase that was wanted, or a serial step in its place."""
@@ -272,7 +276,7 @@ class Run:
             return returned, None
         if forecast is not None:
             forecast.computed(step, returned)
-        return returned, discrepancy(*returned.chunk(2))
+        return returned, switching.discrepancy(*returned.chunk(2))
 
     def report(self, mode: str, after: Traffic | None, before: Traffic) -> RunReport:
         """What the call did.

@@ -79,7 +79,11 @@ def pinned_phase(step: int, settings: Pinned) -> Phase:
 
 
 def controlled_phase(
-    step: int, computed: Sequence[int], predicted: float | None, settings: Controlled
+    step: int,
+    computed: Sequence[int],
+    predicted: float | None,
+    settings: Controlled,
+    begun: int = 0,
 ) -> tuple[Phase, str]:
     """Extrapolate a step, or compute it, by the error that the extrapolation would make.
 
@@ -88,13 +92,14 @@ def controlled_phase(
         computed: the steps computed so far.
         predicted: weighted error that extrapolating this step would make; None if nothing tells.
         settings: of the run.
+        begun: the step that the predictions begin at: not 0 where an input has changed since.
 
     Returns:
         The phase, and why.
     """
     if step >= settings.steps - settings.tail:
         return Phase.SERIAL, f"the last {settings.tail} steps are computed"
-    if step < settings.warm or predicted is None:
+    if step < begun + settings.warm or predicted is None:
         return Phase.SERIAL, "warm-up"
     since = step - computed[-1]
     if since >= settings.m:

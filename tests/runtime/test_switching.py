@@ -154,6 +154,11 @@ def test_step_is_extrapolated_while_its_error_stays_within_the_tolerance(
     assert re.search(why, reason)
 
 
+def test_warm_up_counts_from_where_the_predictions_begin():
+    for begun, phase in ((0, Phase.FORECAST), (9, Phase.FORECAST), (10, Phase.SERIAL)):
+        assert controlled_phase(13, [11, 12], 0.0, CONTROLLED, begun)[0] is phase
+
+
 def test_step_computed_between_extrapolated_ones_counts_with_them():
     phases = [Phase("SPUCF".index(letter)) for letter in "SSFFSFSSFCUPS"]
     kinds = "".join(kind[0] for kind in counted(phases))
