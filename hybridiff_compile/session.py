@@ -182,14 +182,13 @@ class Session:
         """How a call is answered, and its answer if finding that out gave one; see `Ways.of`."""
         if self.here.is_dry and self.config.gpus == 1:
             return AsItIs("gpus=1 runs the denoiser as it is"), None
-        if self._is_changed:
-            reason = "the denoiser was changed between two steps, and its program was not"
-            return AsItIs(reason), None
         asked, strict = Asked.RANKS, self.here.is_dry or self.config.mode == "asyncdiff"
         if self.here.is_apart or (self.config.gpus == 1 and self.config.mode == "exact"):
             asked = Asked.HALVES
         elif self.config.gpus == 1:
             asked = Asked.WHOLE
+        if self._is_changed:
+            return self._ways.while_changed(asked, call), None
         return self._ways.of(asked, call, batched, strict=strict)
 
     @contextmanager

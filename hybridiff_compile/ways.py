@@ -161,6 +161,13 @@ class Ways:
             self._found[place], answer = self._find(asked, call, batched, strict)
         return self._found[place], answer
 
+    def while_changed(self, asked: Asked, call: DenoiserCall) -> AsItIs:
+        """How a call is answered once the denoiser is another one than at the run's begin."""
+        known = self._found.get((asked, call.signature()))
+        if isinstance(known, AsItIs):
+            return known
+        return AsItIs("the denoiser was changed between two steps, and its program was not")
+
     def _find(
         self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], strict: bool
     ) -> tuple[Way, Any]:
