@@ -13,6 +13,8 @@ from onnxruntime import InferenceSession
 
 import hybridiff_compile
 from hybridiff_compile import package
+from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.entry import not_packaged
 from hybridiff_compile.errors import ConfigError, HybridiffError, PackageError
 from hybridiff_compile.package.manifest import MANIFEST, WEIGHTS
 from tests import pipelines
@@ -258,3 +260,14 @@ def test_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / "package").mkdir()
         with pytest.raises(PackageError, match="exists; name a new folder"):
             hybridiff_compile.export(model, tmp_path / "package")
+
+
+def test_a_call_that_differs_in_strides_is_told_by_them() -> None:
+    dense = torch.zeros(2, 4, 8, 8)
+    calls = [DenoiserCall.of(("sample",), (x,), {}) for x in (dense, dense.transpose(2, 3))]
+    said = not_packaged(calls[1], [calls[0].signature()])
+    assert "sample is torch.float32 2x4x8x8 of strides (256, 64, 1, 8) on cpu, not " in said
+    assert "not torch.float32 2x4x8x8 of strides (256, 64, 8, 1) on cpu" in said
+    wider = DenoiserCall.of(("sample",), (torch.zeros(2, 4, 9, 8),), {})
+    said = not_packaged(wider, [calls[0].signature()])
+    assert "sample is torch.float32 2x4x9x8, not torch.float32 2x4x8x8)" in said
