@@ -166,7 +166,9 @@ class Ways:
         known = self._found.get((asked, call.signature()))
         if isinstance(known, AsItIs):
             return known
-        return AsItIs("the denoiser was changed between two steps, and its program was not")
+        return AsItIs(
+            "the denoiser was changed between two steps; what was known of it is not used"
+        )
 
     def _find(
         self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], strict: bool
