@@ -21,7 +21,7 @@ from hybridiff_compile.here import Here, Prepared
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.ranks import Ranks
-from hybridiff_compile.runtime import attach, memory, traffic
+from hybridiff_compile.runtime import attach, memory, sampler, traffic
 from hybridiff_compile.runtime.driver import one_thread
 from hybridiff_compile.runtime.fleet import Start
 from hybridiff_compile.runtime.report import RunReport
@@ -133,31 +133,32 @@ class Session:
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Answer one denoiser call, in place of the denoiser's own `forward`."""
-        run = self._run
-        assert run is not None  # only within its turn
+        assert (run := self._run) is not None  # only within its turn
         call = DenoiserCall.of(self.attachment.parameters, args, kwargs)
         if call.wants_gradient:  # in a callback, say; not a step of the run
             self._one_rank("denoiser call", "its gradient is asked for, and programs have none")
             return forward(*args, **kwargs)
         if not run.index:
             self._begin(call)
-        elif not self._is_changed:  # between two steps too: by a guider, a callback
-            self._is_changed = not self._ways.are_current()
         switching = None
         if not (run.done or self.here.is_apart or uneven(call)):  # before anything is traced
-            switching = self.config.switching(self._family, self._num_steps())
-        way, answer = self._way(call, lambda: forward(*args, **kwargs))
-        if isinstance(way, AsItIs):
-            self._one_rank("denoiser call", way.reason)
-            run.unguided += 1
-            return forward(*args, **kwargs) if answer is None else answer
-        if not run.done:
-            run.begin(switching, self._pipe, self._num_steps())
-        if self.here.is_dry:
+            switching = self.config.switching(self._family, sampler.num_steps(self._pipe))
+        way, answer = self._way(run, call, lambda: forward(*args, **kwargs))
+        if not run.done and not isinstance(way, AsItIs):
+            run.begin(switching, self._pipe)
+        if self.here.is_dry and not isinstance(way, AsItIs):
             raise Prepared
+        if isinstance(way, OneDevice):
+            return self._denoise_here(run, call, way, forward)
         if isinstance(way, Entry):
-            return self._denoise_together(run, call, way)
-        return self._denoise_here(run, call, way, forward)
+            together = self._denoise_together(run, call, way)
+            if not self._has_changed():  # asked only now: a GPU computes meanwhile
+                return together
+            run.withdraw()
+            way = self._ways.while_changed(Asked.RANKS, call)
+        self._one_rank("denoiser call", way.reason)
+        run.unguided += 1
+        return forward(*args, **kwargs) if answer is None else answer
 
     def _begin(self, call: DenoiserCall) -> None:
         """At the first call of a run: some pipelines set their denoiser otherwise for each."""
@@ -165,6 +166,11 @@ class Session:
             self._forget()
         if self.config.mode == "asyncdiff":
             check_doubled(self._pipe, call)
+
+    def _has_changed(self) -> bool:
+        """Whether the denoiser was changed between two steps of this run: by a guider, say."""
+        self._is_changed = self._is_changed or not self._ways.are_current()
+        return self._is_changed
 
     @property
     def entries(self) -> Mapping[Signature, Entry]:
@@ -178,7 +184,7 @@ class Session:
             return "a model of one rank has no programs; call optimize(pipe, gpus=2)."
         return "no guided call was captured yet; call model.compile(...) or make a picture first."
 
-    def _way(self, call: DenoiserCall, batched: Callable[[], Any]) -> tuple[Way, Any]:
+    def _way(self, run: Run, call: DenoiserCall, batched: Callable[[], Any]) -> tuple[Way, Any]:
         """How a call is answered, and its answer if finding that out gave one; see `Ways.of`."""
         if self.here.is_dry and self.config.gpus == 1:
             return AsItIs("gpus=1 runs the denoiser as it is"), None
@@ -187,7 +193,8 @@ class Session:
             asked = Asked.HALVES
         elif self.config.gpus == 1:
             asked = Asked.WHOLE
-        if self._is_changed:
+        is_known = isinstance(self._ways.known(asked, call), Entry | AsItIs)
+        if self._is_changed or (run.index and not is_known and self._has_changed()):
             return self._ways.while_changed(asked, call), None
         return self._ways.of(asked, call, batched, strict=strict)
 
@@ -196,10 +203,6 @@ class Session:
         """Within this, the denoiser has its own forward and may be run and traced."""
         with one_compiler, one_thread(self.ranks.device), self.attachment.bypassed():
             yield self.attachment.denoiser
-
-    def _num_steps(self) -> int:
-        steps = getattr(self._pipe, "num_timesteps", None)
-        return len(self._pipe.scheduler.timesteps) if steps is None else int(steps)
 
     def _denoise_here(
         self, run: Run, call: DenoiserCall, way: OneDevice, forward: Callable[..., Any]

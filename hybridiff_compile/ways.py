@@ -138,6 +138,10 @@ class Ways:
         """Whether the denoiser is still what is known."""
         return not self._found or self._watch is None or self._watch.holds()
 
+    def known(self, asked: Asked, call: DenoiserCall) -> Way | None:
+        """How such a call was answered before."""
+        return self._found.get((asked, call.signature()))
+
     def of(
         self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], *, strict: bool
     ) -> tuple[Way, Any]:
@@ -163,7 +167,7 @@ class Ways:
 
     def while_changed(self, asked: Asked, call: DenoiserCall) -> AsItIs:
         """How a call is answered once the denoiser is another one than at the run's begin."""
-        known = self._found.get((asked, call.signature()))
+        known = self.known(asked, call)
         if isinstance(known, AsItIs):
             return known
         return AsItIs(

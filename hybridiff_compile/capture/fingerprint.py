@@ -78,7 +78,10 @@ class _Look:
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
         self.objects: list[Any] = []
-        self.contents: list[Any] = []  # live views of containers: of a dict, its keys and values
+        self.containers: list[Any] = []
+        self.dicts: list[dict[str, Any]] = []  # those that hold something, by strings
+        self.keys: list[str] = []
+        self.views: list[Any] = []  # live ones, of what the containers hold
         self.inside: list[Any] = []
         self.named: list[tuple[Names, tuple[Any, ...]]] = []
         self.counts: list[tuple[Any, str]] = []
@@ -86,14 +89,18 @@ class _Look:
         self.form = hash(tuple(self._facts()))
         weights = tuple((address, version) for _, address, version, _ in self.tensors)
         self.value = hash((self.form, weights))
-        self.types, self.lengths = [*map(type, self.objects)], [*map(len, self.contents)]
+        self.types, self.lengths = [*map(type, self.objects)], [*map(len, self.containers)]
 
     def is_untouched(self) -> bool:
-        """Whether each container holds the very same objects, by the same keys."""
+        """Whether each container holds the very same objects, by the same keys.
+
+        Asked at each step: most are empty, and keys, which are strings, are compared at once.
+        """
         return (
             [*map(type, self.objects)] == self.types
-            and [*map(len, self.contents)] == self.lengths
-            and all(map(operator.is_, chain.from_iterable(self.contents), self.inside))
+            and [*map(len, self.containers)] == self.lengths
+            and [*chain.from_iterable(self.dicts)] == self.keys
+            and all(map(operator.is_, chain.from_iterable(self.views), self.inside))
             and all(map(_is_kept, self.tensors))
             and all(all(map(operator.is_, n.values(), held)) for n, held in self.named)
             and all(count_of(iterator) == count for iterator, count in self.counts)
@@ -144,14 +151,29 @@ class _Look:
         if isinstance(place, Names):
             self.named.append((place, place.values()))
         elif not isinstance(place.owner, tuple | frozenset):
-            is_dict = isinstance(place.owner, dict)
-            self.contents += [place.owner, place.owner.values()] if is_dict else [place.owner]
-            self.inside += [*keys, *values] if is_dict else [*place.owner]
+            self._watch(place.owner)
         if place.owner is not owner and isinstance(owner, nn.Module):
             unread = _UNREAD | {"forward"} if owner is self.denoiser else _UNREAD
             pairs = [(k, v) for k, v in zip(keys, values, strict=True) if k not in unread]
             return tuple(k for k, _ in pairs), [v for _, v in pairs]
         return tuple(map(_name, keys)), list(values)
+
+    def _watch(self, container: Any) -> None:
+        self.containers.append(container)
+        if not container:
+            return
+        if not isinstance(container, dict):
+            self.views.append(container)
+            self.inside += container
+            return
+        if all(type(key) is str for key in container):
+            self.dicts.append(container)
+            self.keys += container
+        else:
+            self.views.append(container)
+            self.inside += container
+        self.views.append(container.values())
+        self.inside += container.values()
 
 
 def _name(key: Any) -> Any:

@@ -71,11 +71,11 @@ class Run:
         """Of the step under way, among all of the run's."""
         return len(self.done) + self.unguided
 
-    def begin(self, settings: Switching, pipe: Any, steps: int) -> None:
-        """Before the first guided step: how this run of `steps` steps of a pipeline will switch."""
+    def begin(self, settings: Switching, pipe: Any) -> None:
+        """Before the first guided step: how this run of a pipeline will switch."""
         self.settings = settings
         if isinstance(settings, Pinned | Controlled):
-            along = axis(pipe.scheduler, steps, settings.estimator)
+            along = axis(pipe.scheduler, sampler.num_steps(pipe), settings.estimator)
             self.forecast = Forecast(settings.estimator, along)
 
     @contextmanager
@@ -195,6 +195,11 @@ class Run:
         self.returned = prediction
         return prediction
 
+    def withdraw(self) -> None:
+        """The last step's prediction is not used: one rank has answered the call as it is."""
+        self.done.pop()
+        self.returned = None
+
     def decide(self, key: int | None) -> tuple[Phase, str]:
         """The phase of the next step, whose captured signature has this key, and why."""
         step, settings = self.index, self.settings
@@ -279,12 +284,7 @@ class Run:
         return returned, switching.discrepancy(*returned.chunk(2))
 
     def report(self, mode: str, after: Traffic | None, before: Traffic) -> RunReport:
-        """What the call did.
-
-        Args:
-            mode: as in `optimize`.
-            after, before: of all ranks; None if it is not known.
-        """
+        """What the call did, in a mode; the traffic is of all ranks, None if it is not known."""
         steps = records(self.done)
         within = [s.index for s in steps if s.counted != Phase.SERIAL.kind]
         return RunReport(

@@ -46,6 +46,12 @@ def watched(scheduler: Any, before: Before) -> Iterator[None]:
             scheduler.step = found
 
 
+def num_steps(pipe: Any) -> int:
+    """Steps of the call that is under way, once its time steps are set."""
+    steps = getattr(pipe, "num_timesteps", None)
+    return len(pipe.scheduler.timesteps) if steps is None else int(steps)
+
+
 def inputs(
     scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
