@@ -54,7 +54,6 @@ class Session:
         self._packaged = packaged is not None
         self._captures = 0
         self._run: Run | None = None
-        self._is_changed = False  # the denoiser, between two steps of this run
         self._owner: int | None = None
         self._said: set[str] = set()
         self._to_trim = False
@@ -104,7 +103,6 @@ class Session:
                 if self.ranks.driver is not None:
                     self.ranks.driver.agree()
                 self._run = run = Run()
-                self._is_changed = False
                 self._ways.begin()
                 with run.watched(self.config.mode, self._pipe, self._say_once), self._turn(unfit):
                     yield
@@ -133,7 +131,8 @@ class Session:
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Answer one denoiser call, in place of the denoiser's own `forward`."""
-        assert (run := self._run) is not None  # only within its turn
+        run = self._run
+        assert run is not None  # only within its turn
         call = DenoiserCall.of(self.attachment.parameters, args, kwargs)
         if call.wants_gradient:  # in a callback, say; not a step of the run
             self._one_rank("denoiser call", "its gradient is asked for, and programs have none")
@@ -143,7 +142,7 @@ class Session:
         switching = None
         if not (run.done or self.here.is_apart or uneven(call)):  # before anything is traced
             switching = self.config.switching(self._family, sampler.num_steps(self._pipe))
-        way, answer = self._way(run, call, lambda: forward(*args, **kwargs))
+        way, answer = self._way(call, lambda: forward(*args, **kwargs))
         if not run.done and not isinstance(way, AsItIs):
             run.begin(switching, self._pipe)
         if self.here.is_dry and not isinstance(way, AsItIs):
@@ -152,7 +151,7 @@ class Session:
             return self._denoise_here(run, call, way, forward)
         if isinstance(way, Entry):
             together = self._denoise_together(run, call, way)
-            if not self._has_changed():  # asked only now: a GPU computes meanwhile
+            if not self._ways.has_denoiser_changed():  # asked only now: a GPU computes meanwhile
                 return together
             run.withdraw()
             way = self._ways.while_changed(Asked.RANKS, call)
@@ -167,11 +166,6 @@ class Session:
         if self.config.mode == "asyncdiff":
             check_doubled(self._pipe, call)
 
-    def _has_changed(self) -> bool:
-        """Whether the denoiser was changed between two steps of this run: by a guider, say."""
-        self._is_changed = self._is_changed or not self._ways.are_current()
-        return self._is_changed
-
     @property
     def entries(self) -> Mapping[Signature, Entry]:
         """What was captured, by the signature of the call."""
@@ -184,7 +178,7 @@ class Session:
             return "a model of one rank has no programs; call optimize(pipe, gpus=2)."
         return "no guided call was captured yet; call model.compile(...) or make a picture first."
 
-    def _way(self, run: Run, call: DenoiserCall, batched: Callable[[], Any]) -> tuple[Way, Any]:
+    def _way(self, call: DenoiserCall, batched: Callable[[], Any]) -> tuple[Way, Any]:
         """How a call is answered, and its answer if finding that out gave one; see `Ways.of`."""
         if self.here.is_dry and self.config.gpus == 1:
             return AsItIs("gpus=1 runs the denoiser as it is"), None
@@ -193,9 +187,6 @@ class Session:
             asked = Asked.HALVES
         elif self.config.gpus == 1:
             asked = Asked.WHOLE
-        is_known = isinstance(self._ways.known(asked, call), Entry | AsItIs)
-        if self._is_changed or (run.index and not is_known and self._has_changed()):
-            return self._ways.while_changed(asked, call), None
         return self._ways.of(asked, call, batched, strict=strict)
 
     @contextmanager

@@ -93,6 +93,7 @@ class Ways:
         """
         self._attachment, self._trying, self._capture = attachment, trying, capture
         self._watch: Watch | None = None
+        self._is_changed = False  # the denoiser, between two steps of this run
         self._alike: Counter[Signature] = Counter()  # of this run's calls, by their shapes
         self._found: dict[tuple[Asked, Signature], Way] = {}
         #: By the form of a denoiser that is another one now: what it did not bear.
@@ -110,6 +111,7 @@ class Ways:
     def begin(self) -> None:
         """A run begins."""
         self._alike.clear()
+        self._is_changed = False
 
     def _is_another_number(self, call: DenoiserCall) -> bool:
         """Whether this run had several calls that differ from this one in constants only."""
@@ -138,9 +140,10 @@ class Ways:
         """Whether the denoiser is still what is known."""
         return not self._found or self._watch is None or self._watch.holds()
 
-    def known(self, asked: Asked, call: DenoiserCall) -> Way | None:
-        """How such a call was answered before."""
-        return self._found.get((asked, call.signature()))
+    def has_denoiser_changed(self) -> bool:
+        """Whether the denoiser was changed between two steps of this run: by a guider, say."""
+        self._is_changed = self._is_changed or not self.are_current()
+        return self._is_changed
 
     def of(
         self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], *, strict: bool
@@ -157,6 +160,10 @@ class Ways:
             CaptureError: strict, and the call cannot be captured.
         """
         place, answer = (asked, call.signature()), None
+        # Where ranks compute, that is asked after the step was launched.
+        is_asked_later = isinstance(self._found.get(place), Entry | AsItIs)
+        if self._is_changed or (not is_asked_later and self.has_denoiser_changed()):
+            return self.while_changed(asked, call), None
         if not self._found:
             form, refused = self._refused
             # One that moves or casts its weights has others at each picture, to no other effect.
@@ -167,7 +174,7 @@ class Ways:
 
     def while_changed(self, asked: Asked, call: DenoiserCall) -> AsItIs:
         """How a call is answered once the denoiser is another one than at the run's begin."""
-        known = self.known(asked, call)
+        known = self._found.get((asked, call.signature()))
         if isinstance(known, AsItIs):
             return known
         return AsItIs(

@@ -112,10 +112,10 @@ def _fixed(kind: type) -> tuple[str, ...]:
 
 @functools.lru_cache(4096)
 def _is_restless(kind: type) -> bool:
-    """A pipeline and its schedulers have a config and are no modules: each step changes them."""
+    """A pipeline and its schedulers register a config: each step changes them."""
     if issubclass(kind, nn.Module):
         return False
-    return any(c.__name__ == "ConfigMixin" or _is_in(c, _RESTLESS) for c in kind.__mro__)
+    return hasattr(kind, "register_to_config") or any(_is_in(c, _RESTLESS) for c in kind.__mro__)
 
 
 def _is_in(kind: type, packages: tuple[str, ...]) -> bool:

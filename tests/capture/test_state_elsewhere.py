@@ -192,7 +192,7 @@ def test_loggers_warnings_and_caches_of_answers_are_nothing_that_is_kept():
     assert state.changes() == []
 
 
-class ConfigMixin:
+class Pipeline:
     """As pipelines and schedulers are: each step changes them."""
 
     config = None
@@ -200,13 +200,15 @@ class ConfigMixin:
     def __init__(self) -> None:
         self.index, self._guidance_scale = 0, 5.0
 
+    def register_to_config(self) -> None: ...
+
     @property
     def guidance_scale(self) -> float:
         return self._guidance_scale
 
 
 def test_of_a_pipeline_a_hook_reads_what_it_names():
-    pipe = ConfigMixin()
+    pipe = Pipeline()
     state = State.of(hooked_by(lambda module, args, out: out * pipe.guidance_scale))
     pipe.index += 1
     assert state.changes() == []
