@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from hybridiff_compile.capture.place import PLAIN, Content, Names
-from hybridiff_compile.capture.reach import MOST, count_of, has_code, places
+from hybridiff_compile.capture.pipelines import Pipelines
+from hybridiff_compile.capture.place import PLAIN, Names, Place
+from hybridiff_compile.capture.reach import MOST, has_code, places
+from hybridiff_compile.capture.told import count_of
 from hybridiff_compile.layout import plain_parts, writes
 
 #: A tensor with its address, its version, and whether it takes a gradient.
@@ -33,6 +36,8 @@ _UNREAD = frozenset(
         "_load_state_dict_post_hooks",
     }
 )
+
+_TORCHS = Names(functional, tuple(n for n, f in vars(functional).items() if callable(f)))
 
 
 def fingerprint(denoiser: nn.Module) -> int:
@@ -109,7 +114,9 @@ class _Look:
     def _facts(self) -> Iterator[Any]:
         """Flat facts of the denoiser and of all that it reaches but weights, in a fixed order."""
         seen: dict[int, int] = {}
-        todo: list[Any] = [self.denoiser]
+        # People put another attention in the place of torch's.
+        todo: list[Any] = [self.denoiser, *(yield from self._hold(_TORCHS, functional))]
+        pipelines = Pipelines()
         while todo:
             value = todo.pop()
             if isinstance(value, PLAIN):
@@ -118,45 +125,57 @@ class _Look:
                 yield type(value), seen.get(id(value))
             else:
                 seen[id(value)] = len(seen)
+                pipelines.meet(value)
                 yield type(value)
-                if isinstance(value, torch.Tensor):
-                    yield from self._of_tensor(value)
-                    continue
-                if isinstance(value, nn.Module) or has_code(type(value)):
-                    self.objects.append(value)
-                    todo.append(type(value))
-                found = places(value)
-                if not found or isinstance(value, type):
-                    yield self._of_closed(value)
-                for place in found:
-                    names, inside = self._hold(place, value)
-                    yield names
-                    todo += reversed(inside)
+                todo += reversed([*(yield from self._of(value))])
+            if not todo:
+                for place in pipelines.places():
+                    todo += reversed([*(yield from self._hold(place, place.owner))])
+
+    def _of(self, value: Any) -> Generator[Any, None, list[Any]]:
+        """Facts of a value itself; returns what is in it."""
+        if isinstance(value, torch.Tensor):
+            yield from self._of_tensor(value)
+            return []
+        inside: list[Any] = []
+        if isinstance(value, nn.Module) or has_code(type(value)):
+            self.objects.append(value)
+            inside.append(type(value))
+        found = places(value)
+        if not found or isinstance(value, type):
+            yield self._counted(value) or id(value)
+        for place in found:
+            inside += yield from self._hold(place, value)
+        return inside
 
     def _of_tensor(self, tensor: torch.Tensor) -> Iterator[Any]:
         for part in plain_parts(tensor):
             self.tensors.append((part, part.data_ptr(), writes(part), part.requires_grad))
             # Kernels go by whether a gradient is taken, too.
             yield part.dtype, str(part.device), part.shape, part.requires_grad
+            yield self._counted(part)
 
-    def _of_closed(self, value: Any) -> Any:
-        if not (count := count_of(value)):
-            return id(value)
-        self.counts.append((value, count))
+    def _counted(self, value: Any) -> str:
+        if count := count_of(value):
+            self.counts.append((value, count))
         return count
 
-    def _hold(self, place: Content | Names, owner: Any) -> tuple[tuple[Any, ...], list[Any]]:
-        """Note what a place holds; the names and values in it that a forward may read."""
+    def _hold(self, place: Place, owner: Any) -> Generator[Any, None, list[Any]]:
+        """Note what a place holds; yields the names in it, returns the values by them.
+
+        Only those that a forward may read.
+        """
         keys, values = place.entries()
         if isinstance(place, Names):
             self.named.append((place, place.values()))
         elif not isinstance(place.owner, tuple | frozenset):
             self._watch(place.owner)
+        unread: frozenset[str] = frozenset()
         if place.owner is not owner and isinstance(owner, nn.Module):
             unread = _UNREAD | {"forward"} if owner is self.denoiser else _UNREAD
-            pairs = [(k, v) for k, v in zip(keys, values, strict=True) if k not in unread]
-            return tuple(k for k, _ in pairs), [v for _, v in pairs]
-        return tuple(map(_name, keys)), list(values)
+        pairs = [(k, v) for k, v in zip(keys, values, strict=True) if k not in unread]
+        yield tuple(_name(k) for k, _ in pairs)
+        return [v for _, v in pairs]
 
     def _watch(self, container: Any) -> None:
         self.containers.append(container)

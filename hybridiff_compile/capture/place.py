@@ -5,12 +5,17 @@ from __future__ import annotations
 import types
 from collections import deque
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import torch
 
 #: Values that hold nothing.
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+PLAIN = (
+    *(bool, int, float, complex, Decimal, Fraction),
+    *(str, bytes, type(None), torch.dtype, torch.device),
+)
 
 _ABSENT = object()
 

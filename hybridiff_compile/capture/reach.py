@@ -10,18 +10,20 @@ from __future__ import annotations
 import argparse
 import dis
 import functools
+import gc
 import inspect
-import operator
 import sys
+import threading
 import types
+import weakref
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from hybridiff_compile.capture.place import PLAIN, Content, Names, Place, attribute
+from hybridiff_compile.capture.told import count_of
 
 #: Objects that are looked at; more hold a whole program, not a denoiser.
 MOST = 500_000
@@ -43,7 +45,9 @@ _RESTLESS = (
     "torch._inductor",
     "hybridiff_compile",
 )
-_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)  # made for settings
+#: Made for settings, or for passing them on.
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace, threading.local)
+_PASSED_ON = (types.MappingProxyType, weakref.ref)
 
 _BOUND = (types.BuiltinFunctionType, types.MethodWrapperType)
 _SLOT = types.MemberDescriptorType
@@ -71,6 +75,8 @@ def places(value: Any) -> list[Place]:
         return []
     if isinstance(value, type):
         return _of_class(value)
+    if isinstance(value, _PASSED_ON):
+        return _behind(value)
     if isinstance(value, _BOUND) and isinstance(value.__self__, type | types.ModuleType | None):
         return []
     names, found = _fixed(type(value)), []
@@ -79,7 +85,7 @@ def places(value: Any) -> list[Place]:
     if isinstance(value, types.FunctionType):
         found += _globals(value)
     elif isinstance(value, types.MethodType):
-        return found + _of_method(value)
+        return found + _methods(type(value.__self__), names_in(value.__func__))
     if isinstance(value, _CONTAINERS):
         found.append(Content(value))
     attributes = getattr(value, "__dict__", None)
@@ -88,18 +94,18 @@ def places(value: Any) -> list[Place]:
     return found
 
 
+def _behind(value: types.MappingProxyType[Any, Any] | weakref.ref[Any]) -> list[Place]:
+    """Where what a value passes on holds its own."""
+    if isinstance(value, weakref.ref):
+        return places(value())
+    return [Content(owner) for owner in gc.get_referents(value) if isinstance(owner, dict)]
+
+
 @functools.lru_cache(4096)
 def has_code(kind: type) -> bool:
     """Whether a class may have settings, or code that a user has put there."""
     top = kind.__module__.partition(".")[0]
     return top != "torch" and top not in sys.stdlib_module_names and not _is_restless(kind)
-
-
-def count_of(value: Any) -> str:
-    """How far an iterator has come, where that can be told: one of a list, a count, a range."""
-    if type(value).__module__ not in ("builtins", "itertools") or not isinstance(value, Iterator):
-        return ""
-    return f"{value!r} {operator.length_hint(value, -1)}"
 
 
 @functools.lru_cache(4096)
@@ -122,19 +128,24 @@ def _is_in(kind: type, packages: tuple[str, ...]) -> bool:
     return any(f"{kind.__module__}.".startswith(f"{name}.") for name in packages)
 
 
-def _is_users(module: str | None) -> bool:
+def is_users(module: str | None) -> bool:
+    """Whether a module of this name is a user's, not a library's."""
     return (module or "__main__").partition(".")[0] not in _LIBRARIES
 
 
 def _is_setting(value: Any) -> bool:
     """Whether a global, or an attribute of a class, is what a user's code may have set."""
-    if isinstance(value, (*PLAIN, *_CONTAINERS, torch.Tensor, nn.Module, *_NAMESPACES)):
+    if isinstance(
+        value, (*PLAIN, *_CONTAINERS, torch.Tensor, nn.Module, *_NAMESPACES, *_PASSED_ON)
+    ):
         return True
     if isinstance(value, types.FunctionType):
-        return _is_users(value.__globals__.get("__name__"))
+        return is_users(value.__globals__.get("__name__"))
     if isinstance(value, types.MethodType | functools.partial) or count_of(value):
         return True
-    return _is_users((value if isinstance(value, type) else type(value)).__module__)
+    if has_config(value):
+        return True
+    return is_users((value if isinstance(value, type) else type(value)).__module__)
 
 
 @functools.lru_cache(4096)
@@ -149,7 +160,8 @@ def _named(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
     return tuple(sorted(found)), frozenset(names)
 
 
-def _names_in(function: Any) -> frozenset[str]:
+def names_in(function: Any) -> frozenset[str]:
+    """All names of globals and attributes in a function, and in its inner ones."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return frozenset() if code is None else _named(code)[1]
 
@@ -157,34 +169,21 @@ def _names_in(function: Any) -> frozenset[str]:
 def _globals(function: types.FunctionType) -> list[Place]:
     """Settings among the globals that a user's function names, and in modules and pipelines."""
     space = function.__globals__
-    if not _is_users(space.get("__name__")):
+    if not is_users(space.get("__name__")):
         return []
     loaded, names = _named(function.__code__)
     found: list[Place] = [Names(space, tuple(n for n in loaded if _is_setting(space.get(n))))]
     cells = [attribute(cell, "cell_contents") for cell in function.__closure__ or ()]
     for value in [*map(space.get, loaded), *cells]:
-        if isinstance(value, types.ModuleType) and _is_users(value.__name__):
+        if isinstance(value, types.ModuleType) and is_users(value.__name__):
             inside = sorted(n for n in names & vars(value).keys() if _is_setting(vars(value)[n]))
             found.append(Names(vars(value), tuple(inside)))
-        elif _has_config(value):
-            found.append(_of_config(value, names))
     return found
 
 
-def _has_config(value: Any) -> bool:
+def has_config(value: Any) -> bool:
+    """Whether it is a pipeline, or a scheduler."""
     return _is_restless(type(value)) and hasattr(value, "config")
-
-
-def _of_config(pipe: Any, names: frozenset[str]) -> Place:
-    """What code names of a pipeline; `pipe.guidance_scale` is kept as `_guidance_scale`."""
-    wanted = names | {f"_{name}" for name in names}
-    return Names(vars(pipe), tuple(sorted(wanted & vars(pipe).keys())))
-
-
-def _of_method(method: types.MethodType) -> list[Place]:
-    names = _names_in(method.__func__)
-    found = [_of_config(method.__self__, names)] if _has_config(method.__self__) else []
-    return found + _methods(type(method.__self__), names)
 
 
 def _of_class(kind: type) -> list[Place]:
@@ -193,7 +192,7 @@ def _of_class(kind: type) -> list[Place]:
         return []
     found: list[Place] = []
     for c in kind.__mro__:
-        if _is_users(c.__module__):
+        if is_users(c.__module__):
             plain = [n for n, v in vars(c).items() if n[:2] != "__" and _is_setting(v)]
             plain = [n for n in plain if not isinstance(vars(c)[n], types.FunctionType)]
             found += [Names(c, tuple(plain))] if plain else []
@@ -211,7 +210,7 @@ def _methods(kind: type, names: frozenset[str]) -> list[Place]:
         if not isinstance(function, types.FunctionType) or (c, name) in found:
             continue
         found[c, name] = Names(c, (name,))
-        if _is_users(c.__module__):
-            more = _names_in(function)
+        if is_users(c.__module__):
+            more = names_in(function)
             todo += [(b, n) for b in kind.__mro__ if has_code(b) for n in more & vars(b).keys()]
     return [found[place] for place in sorted(found, key=lambda p: (p[0].__qualname__, p[1]))]

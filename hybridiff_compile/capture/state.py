@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from hybridiff_compile.capture.pipelines import Pipelines
 from hybridiff_compile.capture.place import PLAIN, Names, Place
-from hybridiff_compile.capture.reach import MOST, count_of, has_code, places
+from hybridiff_compile.capture.reach import MOST, has_code, places
+from hybridiff_compile.capture.told import count_of
 from hybridiff_compile.layout import writes
 
 _ORDINARY = (torch.Tensor, nn.Parameter)  # what FakeTensors and quantised weights are not
@@ -123,22 +125,25 @@ def left_behind(
 def _reached(denoiser: nn.Module) -> Iterator[Held | Written]:
     seen: set[int] = set()
     todo: list[tuple[str, Any]] = [(type(denoiser).__name__, denoiser)]
+    pipelines = Pipelines()
     while todo and len(seen) < MOST:
         path, value = todo.pop()
-        if isinstance(value, PLAIN) or id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor) or count_of(value):
-            yield path, value, _version(value)
-            continue
-        if has_code(type(value)):
-            todo.append((type(value).__name__, type(value)))
-        for place in places(value):
-            if not isinstance(place.owner, tuple):
-                yield Held(path, place, place.copy())
-            keys, values = place.entries()
-            is_named = isinstance(place, Names) or isinstance(place.owner, dict)
+        if isinstance(value, Place):
+            if not isinstance(value.owner, tuple):
+                yield Held(path, value, value.copy())
+            keys, values = value.entries()
+            is_named = isinstance(value, Names) or isinstance(value.owner, dict)
             todo += [(_path(path, k, is_named), v) for k, v in zip(keys, values, strict=True)]
+        elif not isinstance(value, PLAIN) and id(value) not in seen:
+            seen.add(id(value))
+            pipelines.meet(value)
+            if isinstance(value, torch.Tensor) or count_of(value):
+                yield path, value, _version(value)
+                continue
+            todo += [(path, place) for place in reversed(places(value))]
+            if has_code(type(value)):
+                todo.append((type(value).__name__, type(value)))
+        todo = todo or [(type(p.owner).__name__, p) for p in pipelines.places()]
 
 
 def _changed_path(held: Held) -> str:
@@ -150,7 +155,7 @@ def _changed_path(held: Held) -> str:
 
 
 def _version(value: Any) -> int | str | None:
-    return writes(value) if isinstance(value, torch.Tensor) else count_of(value)
+    return count_of(value) or (writes(value) if isinstance(value, torch.Tensor) else None)
 
 
 def _path(path: str, key: Any, is_named: bool) -> str:
