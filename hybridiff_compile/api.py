@@ -195,7 +195,8 @@ def load(folder: str | Path, pipe: Any, *, deadline: float = DEADLINE) -> Model:
         ConfigError: `folder` is no path.
         UnsupportedPipelineError: the pipeline has no denoiser, or one without plain weights.
         PackageError: a file is missing, changed or not as `export` writes it, or the package was
-            made for another torch, device or pipeline; the message names it.
+            made for another torch, device or pipeline; the message names it. Or the denoiser holds
+            the weights of another package.
         WorkerError: the worker did not start.
     """
     from hybridiff_compile import package

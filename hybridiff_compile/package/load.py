@@ -43,8 +43,8 @@ def load(
         The programs by call, and what gives the denoiser its own weights back.
 
     Raises:
-        PackageError: the denoiser is another one, or a file does not hold what a writer writes;
-            the denoiser is as it was.
+        PackageError: the denoiser is another one, or holds another package's weights, or a file
+            does not hold what a writer writes; the denoiser is as it was.
         UnsupportedPipelineError: it has no plain weights.
     """
     if type(denoiser).__name__ != made.denoiser:
@@ -64,7 +64,7 @@ def load(
 
     found = entries(folder, made, stored.keys(), stage)
     # Last, so that a package that is refused changes nothing.
-    return found, swap.exchange({name: own[name] for name in names}, stored)
+    return found, swap.exchange(folder, denoiser, {name: own[name] for name in names}, stored)
 
 
 def entries(

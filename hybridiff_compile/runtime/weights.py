@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hybridiff_compile.errors import SpaceError
 from hybridiff_compile.layout import plain_parts, writes
+from hybridiff_compile.runtime.private import keep_private
 
 # A weight keeps its address modulo this: CPU kernels choose their path, and so their last bits, by
 # the alignment of what they read (weights mapped from a safetensors file often start at 8 mod 64).
@@ -78,10 +80,13 @@ class Published:
             SpaceError: the file's folder has no room for them.
         """
         with ExitStack() as files:
-            self.path: Path | None = files.enter_context(weights_file())
-            self.manifest, self.names = publish(module, self.path)
+            handle, path = files.enter_context(weights_file())
+            self.manifest, self.names, mapping = publish(module, path)
+            files.callback(keep_private, mapping, handle)
+            self.path: Path | None = path
             self._files = files.pop_all()
         self._module, self._state = module, _state(module)
+        _all.add(self)
 
     def is_current(self) -> bool:
         """Whether workers that map it now get the module's weights as they are now."""
@@ -93,9 +98,21 @@ class Published:
             self.close()
 
     def close(self) -> None:
-        """The file is gone; the mappings stay."""
+        """The file is gone; the mappings stay, this process's own as memory of its own."""
         self.path = None
         self._files.close()
+
+
+_all: weakref.WeakSet[Published] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """In a forked child: what it writes to its weights is not for its parent to see."""
+    for published in list(_all):
+        published.close()
+
+
+os.register_at_fork(after_in_child=_close_all)
 
 
 def _state(module: nn.Module) -> list[tuple[Any, ...]]:
@@ -111,14 +128,14 @@ def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
     return dict((*module.named_parameters(), *module.named_buffers()))
 
 
-def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str]]:
+def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str], torch.UntypedStorage]:
     """Write a module's weights to a file that other processes map.
 
     On the CPU the module's own weights are re-pointed into the mapping, so that there is one copy;
     on another device they stay where they are.
 
     Returns:
-        The manifest, and the name of each weight by the `id` of its tensor object.
+        The manifest, the name of each weight by the `id` of its tensor object, and the mapping.
 
     Raises:
         SpaceError: the file's folder has no room for them.
@@ -138,14 +155,14 @@ def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str]]:
     with path.open("r+b", buffering=0) as file:  # to write through a mapping takes ten times longer
         for name, tensor in tensors.items():
             os.pwrite(file.fileno(), _memory(tensor.detach()), manifest[name].offset)
-    storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=max(end, 1))
+    storage: Any = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=max(end, 1))
     mapping = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()  # pyright: ignore
     for name, tensor in tensors.items():
         if tensor.device.type == "cpu":
             with torch.inference_mode(tensor.is_inference()):  # it still says that it is one
                 tensor.data = _alone(manifest[name], mapping)
     names = {id(tensor): name for name, tensor in _weights(module).items()}
-    return {**manifest, **wrapped}, names
+    return {**manifest, **wrapped}, names, storage
 
 
 def _opened(
@@ -208,20 +225,25 @@ def attach(path: Path, manifest: Manifest, device: torch.device) -> dict[str, to
 
 
 @contextmanager
-def weights_file() -> Iterator[Path]:
+def weights_file() -> Iterator[tuple[int, Path]]:
     """A file for weights to be mapped from; it is gone at the end, the mappings stay.
 
     On Linux it never has a name that could outlive a driver that is killed meanwhile: a worker
     finds it among the driver's open files.
+
+    Returns:
+        Its open handle, and the path by which other processes find it.
     """
     handle, name = tempfile.mkstemp(prefix="hybridiff-weights-")
-    nameless = Path(f"/proc/{os.getpid()}/fd/{handle}")
+    owner = os.getpid()
+    nameless = Path(f"/proc/{owner}/fd/{handle}")
     try:
         if nameless.exists():
             Path(name).unlink()
-            yield nameless
+            yield handle, nameless
         else:
-            yield Path(name)
+            yield handle, Path(name)
     finally:
         os.close(handle)
-        Path(name).unlink(missing_ok=True)
+        if os.getpid() == owner:  # a forked child lets go of its handle alone
+            Path(name).unlink(missing_ok=True)

@@ -57,7 +57,7 @@ def test_parts_are_mapped_once(tmp_path: Path) -> None:
     expected = [weight.clone() for weight in module.parameters()]
     quantize(module)
     (file := tmp_path / "weights").touch()
-    manifest, names = publish(module, file)
+    manifest, names, _ = publish(module, file)
     assert isinstance(manifest["0.weight"], Wrapped)
     found = attach(file, manifest, torch.device("cpu"))
     assert {names[id(weight)] for weight in module.parameters()} <= found.keys()

@@ -75,7 +75,7 @@ class Served:
                 1, Worker(cast(Connection, theirs), CPU, ranks.groups[1]).serve
             )
         captured = toy.captured()
-        manifest, names = weights.publish(captured.program.graphs[0], file)
+        manifest, names, _ = weights.publish(captured.program.graphs[0], file)
         self.fleet.ask(messages.Weights(file, manifest))
         programs = build_programs(captured.program, "paper").values()
         own, peer = ([RankProgram.of(p, rank) for p in programs] for rank in (0, 1))

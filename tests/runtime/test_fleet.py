@@ -208,7 +208,7 @@ def test_the_weights_file_has_no_name_that_could_be_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with weights_file() as path:
+    with weights_file() as (_, path):
         assert not list(tmp_path.iterdir())
         path.write_bytes(b"weights")
         read = [sys.executable, "-c", f"print(open({str(path)!r}).read())"]

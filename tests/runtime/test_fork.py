@@ -18,7 +18,7 @@ import importlib.util
 find_spec = importlib.util.find_spec
 # onnxruntime, which diffusers imports, hangs at the normal end of any forked child, without us too.
 importlib.util.find_spec = lambda name, *a: None if name == "onnxruntime" else find_spec(name, *a)
-import gc, multiprocessing, os, sys, time
+import gc, multiprocessing, os, sys, time, traceback
 import torch
 import hybridiff_compile
 from hybridiff_compile.errors import ClosedError
@@ -36,6 +36,8 @@ def child(act, end=os._exit):
         try:
             act()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             end(code)
     assert os.waitpid(pid, 0)[1] == 0, act
@@ -114,6 +116,68 @@ def test_forked_children_are_told_and_the_parent_sees_nothing() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "the parent is as it was" in done.stdout
     assert not re.search("terminate called|Enforce|while idle|unwaited", done.stderr), done.stderr
+
+
+WRITES = """
+from diffusers import StableDiffusion3Pipeline
+
+def halve(of=pipe):  # as a LoRA that is fused, an average that is copied or a training step do
+    with torch.no_grad():
+        for weight in of.transformer.parameters():
+            weight.mul_(0.5)
+
+def restored():
+    model.restore()
+    halve()
+
+def optimized_anew():
+    model.restore()
+    halve()
+    halve(fresh := pipelines.load("tiny-sd3"))
+    with hybridiff_compile.optimize(pipe, mode="exact") as own:
+        halved = make(own)
+    with hybridiff_compile.optimize(fresh, mode="exact") as own:
+        assert torch.equal(make(own), halved)
+    assert not torch.equal(halved, picture)
+
+def child_of_a_child():
+    child(restored)
+    assert torch.equal(pipe.transformer.proj_out.weight, weight)
+
+picture = make(model)
+weight = pipe.transformer.proj_out.weight.detach().clone()
+for act in (halve, restored, optimized_anew, child_of_a_child):
+    child(act)
+    assert torch.equal(pipe.transformer.proj_out.weight, weight), act
+    assert torch.equal(make(model), picture), act
+
+# The parent's are shared with its worker still, until the last of the pipelines is restored.
+second = StableDiffusion3Pipeline(**pipe.components)
+second.set_progress_bar_config(disable=True)
+other = hybridiff_compile.optimize(second, mode="exact")
+assert torch.equal(make(other), picture)
+model.restore()
+child(halve)
+assert torch.equal(make(other), picture)
+pipe.transformer.proj_out.weight.data.mul_(0)
+assert make(other).ne(picture).any(), "the worker has other weights"
+pipe.transformer.proj_out.weight.data.copy_(weight)
+assert torch.equal(make(other), picture)
+other.restore()
+
+plain = make(pipe)
+child(halve)
+assert torch.equal(pipe.transformer.proj_out.weight, weight)
+assert torch.equal(make(pipe), plain)
+print("the parent is as it was", flush=True)
+"""
+
+
+def test_what_a_forked_child_writes_to_its_weights_is_its_own() -> None:
+    run = [sys.executable, "-c", SETUP + WRITES]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the parent is as it was" in done.stdout
 
 
 GOES_ON = """

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hybridiff_compile.errors import SpaceError
-from hybridiff_compile.runtime.weights import Weight, attach, publish, weights_file
+from hybridiff_compile.runtime.weights import Published, Weight, attach, publish, weights_file
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 def test_attached_weights_have_the_bits_of_the_published_ones(file):
     module = Odd()
     before = {n: t.detach().clone() for n, t in tensors(module).items()}
-    manifest, _ = publish(module, file)
+    manifest, *_ = publish(module, file)
     attached = attach(file, manifest, CPU)
     assert attached.keys() == before.keys()
     for name, tensor in before.items():
@@ -54,7 +54,7 @@ def test_attached_weights_have_the_bits_of_the_published_ones(file):
 
 def test_there_is_one_copy_a_write_is_seen_on_the_other_side(file):
     module = Odd()
-    manifest, _ = publish(module, file)
+    manifest, *_ = publish(module, file)
     attached = attach(file, manifest, CPU)
     with torch.no_grad():
         module.conv.weight.fill_(3.0)
@@ -67,7 +67,7 @@ def test_there_is_one_copy_a_write_is_seen_on_the_other_side(file):
 
 def test_mapping_outlives_its_file(file):
     module = Odd()
-    manifest, _ = publish(module, file)
+    manifest, *_ = publish(module, file)
     attached = attach(file, manifest, CPU)
     file.unlink()
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_mapping_outlives_its_file(file):
 
 def test_strides_are_kept(file):
     module = Odd()
-    manifest, _ = publish(module, file)
+    manifest, *_ = publish(module, file)
     attached = attach(file, manifest, CPU)
     assert attached["conv.weight"].is_contiguous(memory_format=torch.channels_last)
     assert module.conv.weight.is_contiguous(memory_format=torch.channels_last)
@@ -87,7 +87,7 @@ def test_strides_are_kept(file):
 
 def test_tied_parameters_stay_tied_and_travel_once(file):
     module = Odd()
-    manifest, names = publish(module, file)
+    manifest, names, _ = publish(module, file)
     assert "head.weight" not in manifest
     assert module.head.weight is module.token.weight
     assert names[id(module.head.weight)] == "token.weight"
@@ -97,7 +97,7 @@ def test_tied_parameters_stay_tied_and_travel_once(file):
 def test_parameters_stay_the_same_objects(file):
     module = Odd()
     before = {n: (id(t), t.requires_grad) for n, t in tensors(module).items()}
-    _, names = publish(module, file)
+    _, names, _ = publish(module, file)
     assert {n: (id(t), t.requires_grad) for n, t in tensors(module).items()} == before
     assert names == {i: n for n, (i, _) in before.items()}
 
@@ -107,7 +107,7 @@ def test_weights_do_not_overlap_and_keep_their_alignment(file):
     unaligned = torch.empty(33).view(-1)[1:].detach()
     module.narrow.bias = nn.Parameter(unaligned)  # at 4 mod 64, as in a mapped file
     places = {n: t.data_ptr() % 64 for n, t in tensors(module).items()}
-    manifest, _ = publish(module, file)
+    manifest, *_ = publish(module, file)
     end = 0
     for name, weight in manifest.items():
         assert isinstance(weight, Weight)
@@ -120,9 +120,9 @@ def test_weights_do_not_overlap_and_keep_their_alignment(file):
 
 def test_publishing_again_moves_the_weights_to_the_new_file(file, tmp_path):
     module = Odd()
-    first, _ = publish(module, file)
+    first, *_ = publish(module, file)
     old = attach(file, first, CPU)
-    second, _ = publish(module, tmp_path / "again")
+    second, *_ = publish(module, tmp_path / "again")
     new = attach(tmp_path / "again", second, CPU)
     with torch.no_grad():
         module.conv.weight.fill_(5.0)
@@ -131,7 +131,7 @@ def test_publishing_again_moves_the_weights_to_the_new_file(file, tmp_path):
 
 
 def test_module_without_weights_can_be_published(file):
-    manifest, names = publish(nn.Identity(), file)
+    manifest, names, _ = publish(nn.Identity(), file)
     assert attach(file, manifest, CPU) == names == {}
 
 
@@ -154,7 +154,7 @@ def test_no_room_for_a_file_without_a_name_says_where(monkeypatch, tmp_path):
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with weights_file() as path, pytest.raises(SpaceError, match=f"^{tmp_path} has no room"):
+    with weights_file() as (_, path), pytest.raises(SpaceError, match=f"^{tmp_path} has no room"):
         publish(Odd(), path)
 
 
@@ -173,3 +173,70 @@ def test_no_room_for_the_weights_is_an_error_that_says_where(file, monkeypatch, 
     assert re.match(rf"{file.parent} has no room for the \d\d\d+ bytes of the shared", text)
     assert "set TMPDIR" in text
     assert {n: t.data_ptr() for n, t in tensors(module).items()} == places
+
+
+def names_in_maps() -> int:
+    return Path("/proc/self/maps").read_text().count("hybridiff-weights-")
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_closed_weights_are_private_memory_in_the_same_place():
+    module = Odd()
+    with torch.inference_mode():
+        module.register_buffer("inferred", torch.ones(5))
+    published = Published(module)
+    assert published.path is not None
+    attached = attach(published.path, published.manifest, CPU)
+    alias = module.conv.weight.data
+    with torch.no_grad():
+        module.conv.weight.fill_(3.0)
+    places = {n: t.data_ptr() for n, t in tensors(module).items()}
+    published.close()
+    assert (attached["conv.weight"] == 3).all()
+    for name, tensor in tensors(module).items():
+        assert torch.equal(tensor, attached[name])
+    assert (module.conv.weight == 3).all()  # what was written before is there
+    with torch.no_grad():
+        module.steps.fill_(99)
+        alias.fill_(4.0)
+        attached["flipped"].zero_()  # as a worker that has not ended yet never does
+    with torch.inference_mode():
+        module.inferred.fill_(2.0)  # pyright: ignore
+    assert (module.conv.weight == 4).all()
+    assert (attached["conv.weight"] == 3).all()
+    assert (attached["inferred"] == 1).all()
+    assert attached["steps"] == 12
+    assert module.inferred.is_inference()  # pyright: ignore
+    assert {n: t.data_ptr() for n, t in tensors(module).items()} == places
+    assert published.path is None
+    published.close()  # the second time it does nothing: its handle may be another file's
+
+
+def test_weights_published_and_closed_again_and_again_leave_one_mapping():
+    module, before, counts = Odd(), names_in_maps(), []
+    for value in range(4):
+        with torch.no_grad():
+            module.conv.weight.fill_(value)
+        Published(module).close()
+        counts.append((names_in_maps() - before, open_files()))
+        assert (module.conv.weight == value).all()
+    assert counts == [(1, counts[0][1])] * 4
+
+
+def test_weights_stay_as_they_are_where_the_system_gives_no_private_memory(monkeypatch, caplog):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    module = Odd()
+    before = {n: (t.data_ptr(), t.detach().clone()) for n, t in tensors(module).items()}
+    published = Published(module)
+    places = {n: t.data_ptr() for n, t in tensors(module).items()}
+    monkeypatch.setattr("mmap.mmap", full)
+    published.close()
+    assert "Cannot allocate memory" in caplog.text
+    for name, tensor in tensors(module).items():
+        assert tensor.data_ptr() == places[name]
+        assert torch.equal(tensor, before[name][1])
