@@ -10,8 +10,9 @@ from torch import fx
 
 from hybridiff_compile.errors import CaptureError
 
-# Whose ops of a denoiser a worker knows: it imports torch, and no script of the user's.
-_KNOWN = ("aten", "prims", "quantized", "mkldnn")
+# Whose ops of a denoiser a worker knows: it imports torch, and no script of the user's. With a
+# weight of torchao's it imports that.
+_KNOWN = ("aten", "prims", "quantized", "mkldnn", "torchao")
 
 # Arguments that keep an op from drawing when they are 0 or False.
 _DRAWING = ("p", "dropout", "dropout_p", "train", "training")
