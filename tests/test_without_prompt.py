@@ -16,8 +16,16 @@ class HandsOn:
 
 
 def unconditional() -> Any:
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
-    shape = {"block_out_channels": (8,), "norm_num_groups": 4, "sample_size": 8, "in_channels": 3}
+    blocks: dict[str, Any] = {
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+    }
+    shape: dict[str, Any] = {
+        "block_out_channels": (8,),
+        "norm_num_groups": 4,
+        "sample_size": 8,
+        "in_channels": 3,
+    }
     unet = UNet2DModel(**shape, **blocks, out_channels=3, layers_per_block=1)
     pipe = DDPMPipeline(unet.eval(), DDPMScheduler())
     pipe.set_progress_bar_config(disable=True)
