@@ -49,6 +49,15 @@ def check_call(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
     _check_output_type(pipe, given.get("output_type"))
 
 
+def with_prompt(pipe: Any, call: Mapping[str, Any], prompt: str) -> dict[str, Any]:
+    """Keywords of a pipeline's call, with a prompt if it takes one and none is given."""
+    takes = inspect.signature(type(pipe).__call__).parameters
+    is_told = any(p.kind is p.VAR_KEYWORD for p in takes.values())  # perhaps handed on
+    if "prompt_embeds" in call or not ("prompt" in takes or is_told):
+        return dict(call)
+    return {"prompt": prompt, **call}
+
+
 def check_flag(name: str, value: Any) -> None:
     """Refuse what is neither True nor False.
 

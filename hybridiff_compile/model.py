@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from hybridiff_compile import verification
-from hybridiff_compile.arguments import check_flag
+from hybridiff_compile.arguments import check_flag, with_prompt
 from hybridiff_compile.errors import ClosedError, HybridiffError
 from hybridiff_compile.ir import Phase, StepProgram
 from hybridiff_compile.runtime.report import RunReport
@@ -45,8 +45,7 @@ class Model:
             Others: the pipeline's own, of its arguments; and what capturing and compiling raise.
         """
         session = self.session()
-        if "prompt_embeds" not in call:
-            call.setdefault("prompt", "")
+        call = with_prompt(self.pipe, call, "")
         hidden = getattr(self.pipe, "_progress_bar_config", None)
         self.pipe.set_progress_bar_config(**{**(hidden or {}), "disable": True})
         try:

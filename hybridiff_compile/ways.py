@@ -6,22 +6,24 @@ import enum
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from hybridiff_compile.capture.apart import check_meaning, check_same, halving, run_apart
+from hybridiff_compile.capture.apart import run_apart
 from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
+from hybridiff_compile.capture.differing import of_another_picture
 from hybridiff_compile.capture.fingerprint import Watch
 from hybridiff_compile.capture.prediction import Form
-from hybridiff_compile.capture.rows import ways_to_halve
 from hybridiff_compile.capture.state import left_behind
-from hybridiff_compile.capture.trace import first_that_holds
+from hybridiff_compile.capture.trace import rows_of_halves
 from hybridiff_compile.entry import Entry
 from hybridiff_compile.errors import CaptureError, ConfigError
+from hybridiff_compile.here import random_numbers_kept, random_numbers_now
 from hybridiff_compile.ir import BRANCHES
+from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.runtime.attach import Attachment
 
 
@@ -195,40 +197,28 @@ class Ways:
                 "it is given another number at each step, and a program holds one; a tensor in "
                 "its place would be an input"
             ), None
+        device = device_of(self._attachment.denoiser)
+        put_back = random_numbers_now(device)
         with self._trying() as denoiser:
-            answer, reason = look(denoiser, call, batched)
-        if reason and strict:
-            raise CaptureError(reason)
-        if reason:  # it was run, which it remembers: that answer is this call's
-            return AsItIs(reason), answer
+            answer, reason = look(denoiser, call, batched, device)
         try:
-            if asked is Asked.RANKS:
-                return self._capture(call, answer), None
-            with self._trying() as denoiser:
-                return OneDevice(_rows_of_halves(denoiser, call, answer)), None
+            if reason:
+                raise CaptureError(reason)
+            with random_numbers_kept(device):
+                way = self._shared(asked, call, answer)
         except CaptureError as e:
             if strict:
                 raise
-            return AsItIs(str(e)), None
+            # It was run, which it and the random numbers remember: that answer is this call's.
+            return AsItIs(str(e)), answer
+        put_back()  # it is computed by the way
+        return way, None
 
-
-def _rows_of_halves(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Rows:
-    """Where the rows are, if the halves add up to the batch.
-
-    Raises:
-        CaptureError: they do not, or cannot be computed apart.
-    """
-    name = type(denoiser).__name__
-    expected = Form.of(answer, name).pack(answer)
-
-    def attempt(rows: Rows) -> Rows:
-        with torch.no_grad(), halving(name):
-            result, _ = run_apart(name, call, rows, denoiser)
-        check_same(result, expected, name)
-        check_meaning(denoiser, call, rows)
-        return rows
-
-    return first_that_holds(attempt, ways_to_halve(denoiser, call, answer))
+    def _shared(self, asked: Asked, call: DenoiserCall, answer: Any) -> Way:
+        if asked is Asked.RANKS:
+            return self._capture(call, answer)
+        with self._trying() as denoiser:
+            return OneDevice(rows_of_halves(denoiser, call, answer))
 
 
 def uneven(call: DenoiserCall) -> str:
@@ -243,24 +233,31 @@ def uneven(call: DenoiserCall) -> str:
             "calls a step, or does not guide at all, make several pictures at once "
             "(num_images_per_prompt=2, or two prompts)"
         )
-    return f"its batch of {call.rows} has no two equal halves; make an even number of pictures"
+    return (
+        f"its batch of {call.rows} has no two equal halves, which ranks would share. An even "
+        "number of pictures has, which helps if each row is computed by itself"
+    )
 
 
-def look(denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any]) -> tuple[Any, str]:
+def look(
+    denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any], device: torch.device
+) -> tuple[Any, str]:
     """Run a call as the pipeline made it, and see whether the denoiser depends on earlier calls.
 
     Args:
         denoiser: with its own forward in place.
         call: that is run.
         batched: runs it.
+        device: of the denoiser.
 
     Returns:
         The answer; and why no program can take the denoiser's place, or "".
     """
 
     def again() -> None:
-        positional, keyword = _of_another_picture(call).arguments
-        denoiser(*positional.values(), **keyword)
+        positional, keyword = of_another_picture(call).arguments
+        with random_numbers_kept(device):
+            denoiser(*positional.values(), **keyword)
 
     with torch.no_grad():
         answer, changing = left_behind(denoiser, batched, again)
@@ -271,12 +268,6 @@ def look(denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any]) ->
         "of features do, and a program of one call would freeze it. Switch that off (for a cache "
         'of diffusers: disable_cache()) and take mode="hybrid", which skips what it has measured'
     )
-
-
-def _of_another_picture(call: DenoiserCall) -> DenoiserCall:
-    noisy = next(iter(call.tensors()))
-    leaves = (0.5 - x if n == noisy else x for n, x in zip(call.names, call.leaves, strict=True))
-    return replace(call, leaves=tuple(leaves))
 
 
 def check_doubled(pipe: Any, call: DenoiserCall) -> None:

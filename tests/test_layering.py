@@ -26,7 +26,7 @@ ALLOWED = {
     "entry": GROUND | TYPES | MIDDLE | {"debug"},
     "here": set(),
     "quality": set(),
-    "ways": GROUND | TYPES | MIDDLE | {"entry"},
+    "ways": GROUND | TYPES | MIDDLE | {"entry", "here"},
     "ranks": GROUND | TYPES | MIDDLE | {"entry"},
     "session": GROUND | TYPES | MIDDLE | {"debug", "entry", "here", "ranks", "ways"},
     "package": GROUND | TYPES | MIDDLE | {"entry", "session"},

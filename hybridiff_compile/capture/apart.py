@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hybridiff_compile.capture.call import DenoiserCall, Rows
+from hybridiff_compile.capture.differing import has_equal_halves, same, with_other_half
 from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.state import kept
 from hybridiff_compile.capture.widened import HALF, Widened
@@ -25,16 +26,14 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, tor
 
 
 @contextmanager
-def halving(name: str) -> Iterator[None]:
-    """Within this, what a denoiser raises of a half of its batch is a CaptureError."""
+def halving(name: str, what: str = "half of its batch") -> Iterator[None]:
+    """Within this, what a denoiser raises of a half of its batch, say, is a CaptureError."""
     try:
         yield
     except CaptureError:
         raise
     except Exception as e:  # whatever it says of values, or of shapes, that do not go together
-        raise CaptureError(
-            f"{name} cannot compute half of its batch: {type(e).__name__}: {e}"
-        ) from e
+        raise CaptureError(f"{name} cannot compute {what}: {type(e).__name__}: {e}") from e
 
 
 def run_apart(
@@ -59,6 +58,49 @@ def run_apart(
     return torch.cat([form.pack(output) for output in outputs]), form
 
 
+def check_halves(
+    denoiser: nn.Module,
+    call: DenoiserCall,
+    rows: Rows,
+    expected: torch.Tensor,
+    apart: Callable[[DenoiserCall], torch.Tensor],
+) -> None:
+    """Refuse halves that do not add up to their batch.
+
+    Where both halves of the call are equal, this cannot be seen in it: a call of another second
+    half is computed as well, by both.
+
+    Args:
+        denoiser: with its own forward in place.
+        call: of a batch that can be halved.
+        rows: where the rows of each argument are.
+        expected: the denoiser's prediction of all rows.
+        apart: computes a call's halves apart, and puts their predictions together.
+
+    Raises:
+        CaptureError: they differ by more than rounding, or cannot be computed.
+    """
+    name = type(denoiser).__name__
+
+    def compute(call: DenoiserCall) -> torch.Tensor:
+        with torch.no_grad(), halving(name):
+            return apart(call)
+
+    check_same(compute(call), expected, name)
+    if has_equal_halves(call, rows):
+        call = with_other_half(call, rows)
+        with torch.no_grad(), kept(denoiser), halving(name, "a batch of other rows"):
+            expected = _batched(denoiser, call)
+        check_same(compute(call), expected, name)
+    check_meaning(denoiser, call, rows)
+
+
+def _batched(denoiser: nn.Module, call: DenoiserCall) -> torch.Tensor:
+    positional, keyword = call.arguments
+    answer = denoiser(*positional.values(), **keyword)
+    return Form.of(answer, type(denoiser).__name__).pack(answer)
+
+
 def check_meaning(denoiser: nn.Module, call: DenoiserCall, rows: Rows) -> None:
     """Refuse halves that are no more than their batch's roundings away from it, but mean another.
 
@@ -77,9 +119,7 @@ def check_meaning(denoiser: nn.Module, call: DenoiserCall, rows: Rows) -> None:
         return
     try:
         with torch.no_grad(), kept(denoiser), Widened():
-            positional, keyword = call.arguments
-            answer = denoiser(*positional.values(), **keyword)
-            expected = Form.of(answer, name).pack(answer)
+            expected = _batched(denoiser, call)
             result, _ = run_apart(name, call, rows, denoiser)
     except Exception as e:  # of kernels that know half precision only, or out of memory
         logger.debug("%s is not compared in float32: %s", name, e)
@@ -103,8 +143,7 @@ def check_same(
     if result.shape != expected.shape:
         shapes = f"shapes {tuple(result.shape)} and {tuple(expected.shape)}"
         raise _mismatch(name, shapes, together)
-    same = (result == expected) | (result.isnan() & expected.isnan())
-    difference = torch.where(same, 0.0, (result - expected).abs())
+    difference = torch.where(same(result, expected), 0.0, (result - expected).abs())
     largest = torch.where(expected.isfinite(), expected, 0.0).abs().max().clamp_min(1e-12)
     error = (difference.max() / largest).item()
     if not error <= _TOLERANCE.get(expected.dtype, 1e-3):

@@ -19,6 +19,7 @@ from torch.fx import graph_module
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from hybridiff_compile.capture.alike import check_ops
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.prediction import packed
 from hybridiff_compile.errors import CaptureError
@@ -56,6 +57,7 @@ def export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any
         raise CaptureError(_explain(denoiser, e)) from e
     finally:
         _forget_export(before)
+    check_ops(exported.graph_module, type(denoiser).__name__)
     returned = _returned(exported, type(denoiser).__name__)
     values = [n.meta["val"] if isinstance(n, fx.Node) else n for n in returned]
     assert exported.call_spec.out_spec is not None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from hybridiff_compile.capture.apart import check_meaning, check_same, halving
+from hybridiff_compile.capture.apart import check_halves, check_same, halving, run_apart
 from hybridiff_compile.capture.call import DenoiserCall, Rows
 from hybridiff_compile.capture.exporting import export, quietly
 from hybridiff_compile.capture.prediction import Form
@@ -67,13 +68,35 @@ def capture(
         known = form or Form.of(returned, name)
         captured = Captured(step_program(traced, rows), rows, known)
         if answer is not None:
-            _compare(captured, call, known.pack(answer), name)
-            if rows:
-                check_meaning(denoiser, call, rows)
+            _compare(captured, denoiser, call, known.pack(answer))
         return captured
 
     if together or answer is None:
         return attempt({} if together else call.rows_by_shape())
+    return first_that_holds(attempt, ways_to_halve(denoiser, call, answer))
+
+
+def rows_of_halves(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Rows:
+    """Where the rows are, if the halves add up to the batch.
+
+    Args:
+        denoiser: with its own forward in place.
+        call: of a batch that can be halved.
+        answer: what the denoiser returned to it.
+
+    Raises:
+        CaptureError: they do not, or cannot be computed apart.
+    """
+    name = type(denoiser).__name__
+    expected = Form.of(answer, name).pack(answer)
+
+    def compute(call: DenoiserCall, rows: Rows) -> torch.Tensor:
+        return run_apart(name, call, rows, denoiser)[0]
+
+    def attempt(rows: Rows) -> Rows:
+        check_halves(denoiser, call, rows, expected, partial(compute, rows=rows))
+        return rows
+
     return first_that_holds(attempt, ways_to_halve(denoiser, call, answer))
 
 
@@ -96,10 +119,20 @@ def first_that_holds(attempt: Callable[[Rows], T], ways: Iterable[Rows]) -> T:
     raise refused[0]
 
 
-def _compare(captured: Captured, call: DenoiserCall, expected: torch.Tensor, name: str) -> None:
+def _compare(
+    captured: Captured, denoiser: nn.Module, call: DenoiserCall, expected: torch.Tensor
+) -> None:
     """Refuse a captured step that, of the call's own values, makes another prediction."""
-    (step,) = captured.program.graphs
-    values = call.inputs(captured.rows)
+    (step,), (contract,) = captured.program.graphs, captured.program.contracts
+
+    def compute(call: DenoiserCall) -> torch.Tensor:
+        values = call.inputs(captured.rows)
+        return step(*(values[n] for n in contract.inputs))["prediction"]
+
+    if captured.rows:
+        check_halves(denoiser, call, captured.rows, expected, compute)
+        return
+    name = type(denoiser).__name__
     with torch.no_grad(), halving(name):
-        result = step(*(values[n] for n in captured.program.contracts[0].inputs))["prediction"]
-    check_same(result, expected, name, together=not captured.rows)
+        result = compute(call)
+    check_same(result, expected, name, together=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hybridiff_compile.api import find_denoiser, optimize
+from hybridiff_compile.arguments import with_prompt
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.lower.device import device_of
@@ -155,9 +156,8 @@ def _one_device(pipe: Any, device: torch.device, rounds: int, call: Mapping[str,
 def make(pipe: Any, call: Mapping[str, Any]) -> None:
     """Make a picture that nobody sees; the random numbers of later ones stay theirs."""
     # An empty one makes both branches the same, which tells nobody their order.
-    prompt = {} if "prompt_embeds" in call else {"prompt": "a photo"}
     with torch.random.fork_rng():
-        pipe(**prompt | dict(call))
+        pipe(**with_prompt(pipe, call, "a photo"))
 
 
 def _turns(

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from hybridiff_compile.api import find_denoiser
+from hybridiff_compile.arguments import with_prompt
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.trace import Captured, capture
 from hybridiff_compile.config import TRANSFORMER_SWITCHING, UNET_SWITCHING, SwitchSettings
@@ -142,7 +143,7 @@ def first_call(pipe: Any, call: Mapping[str, Any]) -> DenoiserCall:
     vars(denoiser)["forward"] = forward
     try:
         with torch.random.fork_rng(devices=[]):
-            pipe(**({} if "prompt_embeds" in call else {"prompt": ""}) | dict(call))
+            pipe(**with_prompt(pipe, call, ""))
     except _Seen as seen:
         return _guided(seen.call)
     except (TypeError, ValueError) as e:
