@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hybridiff_compile.capture.call import DenoiserCall, Rows
-from hybridiff_compile.capture.differing import has_equal_halves, same, with_other_half
+from hybridiff_compile.capture.differing import same, with_other_half
 from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.state import kept
 from hybridiff_compile.capture.widened import HALF, Widened
@@ -67,8 +67,8 @@ def check_halves(
 ) -> None:
     """Refuse halves that do not add up to their batch.
 
-    Where both halves of the call are equal, this cannot be seen in it: a call of another second
-    half is computed as well, by both.
+    Where halves of the call are equal, this cannot be seen in it: a call of another second half is
+    computed as well, by both.
 
     Args:
         denoiser: with its own forward in place.
@@ -87,8 +87,8 @@ def check_halves(
             return apart(call)
 
     check_same(compute(call), expected, name)
-    if has_equal_halves(call, rows):
-        call = with_other_half(call, rows)
+    if other := with_other_half(call, rows):
+        call = other
         with torch.no_grad(), kept(denoiser), halving(name, "a batch of other rows"):
             expected = _batched(denoiser, call)
         check_same(compute(call), expected, name)

@@ -16,35 +16,28 @@ def of_another_picture(call: DenoiserCall) -> DenoiserCall:
     return _with(call, {noisy: _others(call.tensors()[noisy])})
 
 
-def has_equal_halves(call: DenoiserCall, rows: Rows) -> bool:
-    """Whether both halves of a batch are one, as where the prompt and the negative one are.
+def with_other_half(call: DenoiserCall, rows: Rows) -> DenoiserCall | None:
+    """The call with other second halves, of what has equal ones; None if nothing has.
 
-    Then rows that depend on each other give what rows of their own give. Waits for the device.
+    The picture has, where it is guided; the rest too, where the prompt is the negative one. Rows
+    that depend on each other give, of equal halves, what rows of their own give. One number a row
+    (a time) stays, and so do whole numbers but the picture's: they may be looked up in a table.
+    Waits for the device.
 
     Args:
         call: of a batch that can be halved.
         rows: where the rows of each argument are.
     """
-    tensors = call.tensors()
-    halves = (tensors[name].chunk(len(BRANCHES), dim) for name, dim in rows.items())
-    return all(bool(same(*pair).all()) for pair in halves)
-
-
-def with_other_half(call: DenoiserCall, rows: Rows) -> DenoiserCall:
-    """The call with other rows in its second half: of the picture, and of what it is made by.
-
-    One number a row (a time) stays, and so do whole numbers but the picture's: they may be looked
-    up in a table.
-    """
     tensors, made = call.tensors(), {}
     noisy = next(iter(rows))
     for name, dim in rows.items():
         tensor = tensors[name]
-        if name == noisy or (tensor.is_floating_point() and tensor.numel() > tensor.shape[dim]):
+        is_free = tensor.is_floating_point() and tensor.numel() > tensor.shape[dim]
+        if (name == noisy or is_free) and same(*tensor.chunk(len(BRANCHES), dim)).all():
             made[name] = tensor.detach().clone()
             second = made[name].chunk(len(BRANCHES), dim)[1]
             second.copy_(_others(second))
-    return _with(call, made)
+    return _with(call, made) if made else None
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

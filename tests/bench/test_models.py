@@ -119,6 +119,7 @@ def test_vae_keeps_the_pictures(trained: tuple[str, Any]) -> None:
     assert all(scenes.check(*pair) for pair in zip(back, wanted, strict=True))
 
 
+@pytest.mark.slow
 def test_most_captions_are_followed(trained: tuple[str, Any]) -> None:
     name, pipe = trained
     captions = scenes.prompts(8, seed=9, split="unseen")
