@@ -3,6 +3,8 @@ PYTHON ?= python3
 # TORCH=torch==2.13.0 is the CPU build on most indexes; pass your CUDA build's requirement instead.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+# Two processes take the test files in turn; a test has two ranks, so more would crowd a small machine.
+SHARED := -n 2 --dist loadfile
 
 .PHONY: venv demo test test-all lint clean
 
@@ -25,10 +27,10 @@ lint: venv
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SHARED)
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
 
 clean:
 	rm -rf .venv demo build dist *.egg-info
