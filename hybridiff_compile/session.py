@@ -22,7 +22,7 @@ from hybridiff_compile.ir import Phase
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.ranks import Ranks
 from hybridiff_compile.runtime import attach, memory, sampler, traffic
-from hybridiff_compile.runtime.driver import one_thread
+from hybridiff_compile.runtime.driver import one_thread, threads
 from hybridiff_compile.runtime.fleet import Start
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.runtime.run import Run
@@ -142,7 +142,13 @@ class Session:
         switching = None
         if not (run.done or self.here.is_apart or uneven(call)):  # before anything is traced
             switching = self.config.switching(self._family, sampler.num_steps(self._pipe))
-        way, answer = self._way(call, lambda: forward(*args, **kwargs))
+        own = torch.get_num_threads()
+
+        def batched() -> Any:
+            with threads(self.ranks.device, own):  # in the midst of trying, which has one
+                return forward(*args, **kwargs)
+
+        way, answer = self._way(call, batched)
         if not run.done and not isinstance(way, AsItIs):
             run.begin(switching, self._pipe)
         if self.here.is_dry and not isinstance(way, AsItIs):

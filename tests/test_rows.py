@@ -118,3 +118,20 @@ def test_calls_of_two_branches_in_turn_are_not_extrapolated(
         assert model.report.steps_by_phase["forecast"] == 0
     assert (made - expected).abs().max() < 1e-3
     assert "more or less than one denoiser call between two steps" in caplog.text
+
+
+def test_what_one_rank_runs_as_it_is_has_all_threads_from_the_first_call_on() -> None:
+    """Threads share out sums, which changes last bits."""
+    pipe, seen = pipelines.load(NAME), []
+    pipe.transformer.proj_out.register_forward_hook(
+        lambda *_: seen.append(torch.get_num_threads())  # which is kept from call to call
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with hybridiff_compile.optimize(pipe, mode="exact") as model:
+            pipelines.latents(model, NAME, num_inference_steps=3)
+            assert model.report.ranks == 1
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [2, 2, 2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -20,17 +20,22 @@ from hybridiff_compile.runtime.report import Traffic
 
 
 @contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """A device on a CPU machine is one thread; the caller's thread count is put back."""
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
+def threads(device: torch.device, count: int) -> Iterator[None]:
+    """Within this a device that is a CPU has so many threads; the caller's count is put back."""
+    before = torch.get_num_threads()
+    if device.type != "cpu" or before == count:
         yield
         return
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def one_thread(device: torch.device) -> AbstractContextManager[None]:
+    """A device on a CPU machine is one thread."""
+    return threads(device, 1)
 
 
 class Driver:
