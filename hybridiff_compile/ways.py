@@ -234,8 +234,8 @@ def uneven(call: DenoiserCall) -> str:
             "(num_images_per_prompt=2, or two prompts)"
         )
     return (
-        f"its batch of {call.rows} has no two equal halves, which ranks would share. An even "
-        "number of pictures has, which helps if each row is computed by itself"
+        f"its batch of {call.rows} has no two equal halves, and ranks share halves. An even number "
+        "of pictures has them; that helps unless the rows depend on each other"
     )
 
 

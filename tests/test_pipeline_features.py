@@ -15,6 +15,7 @@ from torch import nn
 
 import hybridiff_compile
 from hybridiff_compile.errors import HybridiffError
+from hybridiff_compile.runtime import driver
 from tests import pipelines
 from tests.reference import branches_apart
 
@@ -50,10 +51,8 @@ def test_model_and_pipe_are_the_same(model: Any, plain: Any) -> None:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """For what the pipeline itself computes (encoding and decoding): equal thread counts."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with driver.one_thread(torch.device("cpu")):
+        yield
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import hybridiff_compile
+from hybridiff_compile.runtime import driver
 from tests import pipelines
 
 NAME = "tiny-sd3"
@@ -18,10 +19,8 @@ MUCH, LITTLE = 0.05, 1e-6  # by more, and by less, than halves may differ from t
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with driver.one_thread(torch.device("cpu")):
+        yield
 
 
 def noisy(scale: float) -> Any:

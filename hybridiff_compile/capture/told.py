@@ -13,12 +13,12 @@ from hybridiff_compile.layout import writes
 
 
 def count_of(value: Any) -> str:
-    """How far a value is that another one need not be put in its place of; "" for other values.
+    """What is another text once a value was changed and is still the same object; "" if nothing is.
 
     Of an iterator (of a list, a count, a range) how far it came, of an array its bytes, of a
-    context variable what it holds. Of a tensor its bytes where torch counts no writes, as it was
-    made under `torch.inference_mode()`. Not of parameters, which are many and large, and not on
-    another device than the CPU, which would have to be waited for.
+    context variable what it holds. Of a tensor that was made under `torch.inference_mode()` its
+    bytes, because torch counts no writes to it. Not of parameters, which are many and large. Not
+    on another device than the CPU, because that would have to be waited for.
     """
     if isinstance(value, torch.Tensor):
         return _of_uncounted(value)

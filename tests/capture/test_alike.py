@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.library import custom_op
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from hybridiff_compile.errors import CaptureError
@@ -24,7 +25,7 @@ class Computes(nn.Module):
         return sample + self.compute(sample)
 
 
-@torch.library.custom_op("tests_alike::halved", mutates_args=())
+@custom_op("tests_alike::halved", mutates_args=())
 def halved(x: torch.Tensor) -> torch.Tensor:
     return x * 0.5
 

@@ -190,27 +190,3 @@ def test_loggers_warnings_and_caches_of_answers_are_nothing_that_is_kept():
     state = State.of(denoiser)
     denoiser(torch.randn(2, 4))
     assert state.changes() == []
-
-
-class Pipeline:
-    """As pipelines and schedulers are: each step changes them."""
-
-    config = None
-
-    def __init__(self) -> None:
-        self.index, self._guidance_scale = 0, 5.0
-
-    def register_to_config(self) -> None: ...
-
-    @property
-    def guidance_scale(self) -> float:
-        return self._guidance_scale
-
-
-def test_of_a_pipeline_a_hook_reads_what_it_names():
-    pipe = Pipeline()
-    state = State.of(hooked_by(lambda module, args, out: out * pipe.guidance_scale))
-    pipe.index += 1
-    assert state.changes() == []
-    pipe._guidance_scale = 7.0
-    assert state.changes()

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from hybridiff_compile.runtime import driver
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """What the pipelines compute beside the denoiser has the same bits on both sides."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with driver.one_thread(torch.device("cpu")):
+        yield

@@ -13,6 +13,17 @@ from tests.runtime.processes import read_until, script, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[2]
 
+
+def ended(script: str, *options: str, seconds: int = 120) -> tuple[str, str]:
+    """What a script has written to its output and to its errors, which it ended without."""
+    run = [sys.executable, *options, "-c", script]
+    done = subprocess.run(
+        run, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout, done.stderr
+
+
 SETUP = """
 import importlib.util
 find_spec = importlib.util.find_spec
@@ -111,11 +122,9 @@ print("the parent is as it was", flush=True)
 
 
 def test_forked_children_are_told_and_the_parent_sees_nothing() -> None:
-    run = [sys.executable, "-W", "error::ResourceWarning", "-c", SETUP + FORKS]
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "the parent is as it was" in done.stdout
-    assert not re.search("terminate called|Enforce|while idle|unwaited", done.stderr), done.stderr
+    said, errors = ended(SETUP + FORKS, "-W", "error::ResourceWarning")
+    assert "the parent is as it was" in said
+    assert not re.search("terminate called|Enforce|while idle|unwaited", errors), errors
 
 
 WRITES = """
@@ -174,10 +183,8 @@ print("the parent is as it was", flush=True)
 
 
 def test_what_a_forked_child_writes_to_its_weights_is_its_own() -> None:
-    run = [sys.executable, "-c", SETUP + WRITES]
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "the parent is as it was" in done.stdout
+    said, _ = ended(SETUP + WRITES, seconds=240)
+    assert "the parent is as it was" in said
 
 
 GOES_ON = """
@@ -202,11 +209,9 @@ print("end of the script", flush=True)
 
 
 def test_a_call_that_goes_on_in_the_child_is_refused_at_its_next_step() -> None:
-    run = [sys.executable, "-c", SETUP + GOES_ON]
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "the child's next step: this process" in done.stdout
-    assert "end of the script" in done.stdout
+    said, _ = ended(SETUP + GOES_ON)
+    assert "the child's next step: this process" in said
+    assert "end of the script" in said
 
 
 OUTLIVES = """
