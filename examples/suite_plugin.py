@@ -248,7 +248,7 @@ class Heard(logging.Handler):
 
 def running_ranks(model: hybridiff_compile.Model) -> int | None:
     """The ranks that have computed a step of the call under way."""
-    run = model.session()._run  # the report is made only after the pipeline's own call
+    run = model.session().under_way  # the report is made only after the pipeline's own call
     return None if run is None else run.ranks
 
 

@@ -11,7 +11,9 @@ from hybridiff_compile import verification
 from hybridiff_compile.arguments import check_flag, with_prompt
 from hybridiff_compile.errors import ClosedError, HybridiffError
 from hybridiff_compile.ir import Phase, StepProgram
-from hybridiff_compile.runtime.report import RunReport
+from hybridiff_compile.runtime.done import last_kind
+from hybridiff_compile.runtime.report import Progress, RunReport
+from hybridiff_compile.runtime.sampler import num_steps
 from hybridiff_compile.session import Session
 
 
@@ -68,6 +70,17 @@ class Model:
                 "first."
             )
         return report
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the call under way is; None if there is none.
+
+        Callbacks may ask, and other threads. It does not wait for the device.
+        """
+        run = self.session().under_way
+        if run is None or not run.index:
+            return None
+        return Progress(run.index - 1, num_steps(self.pipe), last_kind(run.done, run.index))
 
     def verify(
         self, prompt: Any, *, seeds: Sequence[int] = (0,), **call: Any

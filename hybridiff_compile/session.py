@@ -53,7 +53,7 @@ class Session:
         self._pipe, self.config, self._family = pipe, config, family
         self._packaged = packaged is not None
         self._captures = 0
-        self._run: Run | None = None
+        self.under_way: Run | None = None
         self._owner: int | None = None
         self._said: set[str] = set()
         self._to_trim = False
@@ -102,7 +102,7 @@ class Session:
                 unfit = self._follow()
                 if self.ranks.driver is not None:
                     self.ranks.driver.agree()
-                self._run = run = Run()
+                self.under_way = run = Run()
                 self._ways.begin()
                 with run.watched(self.config.mode, self._pipe, self._say_once), self._turn(unfit):
                     yield
@@ -114,7 +114,7 @@ class Session:
                 self.report = None  # what it says of an earlier call would be taken for this one's
                 raise
             finally:
-                self._run = self._owner = None
+                self.under_way = self._owner = None
                 if self._to_trim and not self.here.is_dry:
                     self._to_trim = False  # the first picture leaves what no other one needs
                     memory.trim()
@@ -131,7 +131,7 @@ class Session:
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Answer one denoiser call, in place of the denoiser's own `forward`."""
-        run = self._run
+        run = self.under_way
         assert run is not None  # only within its turn
         call = DenoiserCall.of(self.attachment.parameters, args, kwargs)
         if call.wants_gradient:  # in a callback, say; not a step of the run

@@ -39,7 +39,7 @@ ALLOWED = {
     | {"debug", "entry", "placing", "worker", "session", "model", "package"},
 }
 #: These may import everything that a user may.
-TOP = {"bench", "cli", "testing", "planning", ""}
+TOP = {"bench", "cli", "planning", "serving", ""}
 
 
 def sources() -> Iterator[tuple[str, Path]]:

@@ -33,6 +33,16 @@ class Done:
     error: Reading | None = None
 
 
+def last_kind(done: Sequence[Done], index: int) -> str:
+    """What the step before an index ran as: a phase's kind, or "as it is" if it is not among them.
+
+    Args:
+        done: the steps whose rows were shared or looked at.
+        index: of the next step, among all of the run's.
+    """
+    return done[-1].phase.kind if done and done[-1].index == index - 1 else "as it is"
+
+
 def records(done: Sequence[Done]) -> tuple[StepRecord, ...]:
     """What a report says of each step; waits for the device."""
     kinds = counted([step.phase for step in done])

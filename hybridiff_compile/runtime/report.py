@@ -65,6 +65,22 @@ class Traffic(NamedTuple):
     steps: tuple[tuple[RankStep, ...], ...] = ()
 
 
+class Progress(NamedTuple):
+    """How far a call is.
+
+    Attributes:
+        step: index of its last denoiser call, from 0.
+        steps: denoising steps of the call; with a pipeline that calls its denoiser several times a
+            step there are more of those.
+        phase: the last one's: "serial", "pipelined" or "forecast"; "as it is" if one rank ran the
+            denoiser as it is.
+    """
+
+    step: int
+    steps: int
+    phase: str
+
+
 @dataclass(frozen=True, slots=True)
 class RunReport:
     """One picture (or one call's pictures).

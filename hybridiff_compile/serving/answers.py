@@ -1,0 +1,73 @@
+"""What a client is answered, in the forms of OpenAI's images API."""
+
+from __future__ import annotations
+
+import json
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+from hybridiff_compile.serving.job import Event, Failed, Finished, Step
+
+_KINDS = {
+    400: "invalid_request_error",
+    404: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable",
+}
+Data = Callable[[tuple[bytes, ...]], list[dict[str, str]]]
+
+
+def base64_of(picture: bytes) -> str:
+    """A picture as text."""
+    return b64encode(picture).decode("ascii")
+
+
+def error(status: int, reason: str) -> dict[str, Any]:
+    """An error of a status of HTTP."""
+    kind = _KINDS.get(status, "server_error")
+    return {"error": {"message": reason, "type": kind, "param": None, "code": status}}
+
+
+def in_words(errors: Sequence[Mapping[str, Any]]) -> str:
+    """What is wrong with a body, one clause for each field."""
+    said = []
+    for one in errors:
+        where = ".".join(str(part) for part in one["loc"] if part != "body")
+        said.append(f"{where}: {one['msg']}" if where else str(one["msg"]))
+    return "; ".join(said)
+
+
+def whole(done: Finished, data: list[dict[str, str]]) -> dict[str, Any]:
+    """The answer to a request that is not streamed."""
+    made = {"seconds": round(done.seconds, 3), **done.report}
+    return {"created": int(time.time()), "data": data, "hybridiff": made}
+
+
+async def streamed(events: AsyncIterator[Event], data: Data) -> AsyncIterator[str]:
+    """Events as a server sends them.
+
+    One `image_generation.step` a step; one `image_generation.partial_image` a preview; and one
+    `image_generation.completed` a picture. An `error` ends it in their place.
+    """
+    previews = 0
+    async for event in events:
+        if isinstance(event, Step):
+            at = {"step": event.index, "steps": event.steps, "phase": event.phase}
+            yield _sent("image_generation.step", at)
+            if event.preview is not None:
+                shown = {"b64_json": base64_of(event.preview), "partial_image_index": previews}
+                yield _sent("image_generation.partial_image", shown)
+                previews += 1
+        elif isinstance(event, Failed):
+            yield _sent("error", error(event.status, event.reason))
+        else:
+            answer = whole(event, data(event.pictures))
+            for picture in answer.pop("data"):
+                yield _sent("image_generation.completed", answer | picture)
+
+
+def _sent(kind: str, content: Mapping[str, Any]) -> str:
+    body = {"type": kind, **content}
+    return f"event: {kind}\ndata: {json.dumps(body)}\n\n"

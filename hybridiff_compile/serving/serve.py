@@ -1,0 +1,134 @@
+"""Load a pipeline, make it ready, and serve it until the process is told to end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from rich.console import Console
+
+import hybridiff_compile
+from hybridiff_compile.bench.prepare import Wanted
+from hybridiff_compile.errors import ConfigError
+from hybridiff_compile.serving.app import Images, application
+from hybridiff_compile.serving.metrics import Metrics
+from hybridiff_compile.serving.studio import Studio
+from hybridiff_compile.serving.wanted import Served, parameters
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What to serve.
+
+    Attributes:
+        wanted: the pipeline and the mode.
+        sizes: "WxH" in pixels, which clients may choose from; () is the pipeline's own size.
+        gpus, backend: as in `optimize`.
+        device: that the pipeline is put on; None leaves it on the CPU.
+        host, port: to listen on; port 0 takes a free one.
+        places: requests that may wait.
+        drain: seconds that requests have to end after SIGTERM.
+    """
+
+    wanted: Wanted
+    sizes: Sequence[str] = ()
+    gpus: int = 2
+    backend: Any = "eager"
+    device: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    places: int = 64
+    drain: int = 60
+
+
+def run(asked: Serving, console: Console) -> None:
+    """Serve until SIGTERM or SIGINT; requests that were taken are answered first.
+
+    Raises:
+        ConfigError: a size, a port or a pipeline that cannot be served.
+    """
+    with closing(_listen(asked.host, asked.port)) as at:
+        console.print(f"loading {asked.wanted.name}", highlight=False)
+        pipe = asked.wanted.load()
+        if asked.device is not None:
+            pipe.to(asked.device)
+        pipe.set_progress_bar_config(disable=True)
+        served = _served(asked, pipe)
+        with hybridiff_compile.optimize(
+            pipe, asked.gpus, mode=asked.wanted.mode, backend=asked.backend
+        ) as model:
+            for width, height in served.sizes:
+                console.print(f"preparing {width} x {height}", highlight=False)
+                model.compile(**{**served.defaults, "width": width, "height": height})
+            metrics = Metrics()
+            with closing(Studio(model, asked.places, metrics)) as studio:
+                app = application(Images(served, studio, metrics))
+                host, port = at.getsockname()[:2]
+                console.print(f"serving {served.name} on http://{host}:{port}", highlight=False)
+                config = uvicorn.Config(
+                    app, log_level="warning", timeout_graceful_shutdown=asked.drain
+                )
+                with _ended_by_signals():
+                    uvicorn.Server(config).run(sockets=[at])
+        console.print("all requests are answered; the worker has ended", highlight=False)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket before minutes of loading, so that a port in use is known at once.
+
+    It refuses connections until the server listens: who can connect is served.
+    """
+    at = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        at.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        at.bind((host, port))
+        return at
+    except (OSError, OverflowError) as e:
+        at.close()
+        raise ConfigError(f"cannot listen on {host}:{port}: {e}; choose another port.") from e
+
+
+def _served(asked: Serving, pipe: Any) -> Served:
+    sizes = [_parsed(size) for size in asked.sizes]
+    given = asked.wanted.call()
+    given.pop("num_images_per_prompt", None)
+    own = given.pop("width", None), given.pop("height", None)
+    if not sizes:
+        sizes = [own if all(own) else _own_size(pipe)]
+    return Served(asked.wanted.name, sizes, parameters(pipe), given)
+
+
+def _parsed(size: str) -> tuple[int, int]:
+    width, _, height = size.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise ConfigError(f"--size {size} is no size; write it as 1024x1024.")
+    return int(width), int(height)
+
+
+def _own_size(pipe: Any) -> tuple[int, int]:
+    sample, scale = (getattr(pipe, n, None) for n in ("default_sample_size", "vae_scale_factor"))
+    if not isinstance(sample, int) or not isinstance(scale, int):
+        raise ConfigError(
+            f"{type(pipe).__name__} does not say how large its pictures are; pass --size WxH."
+        )
+    return sample * scale, sample * scale
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Within this, SIGTERM and SIGINT only end the server: it raises them once more when it ends.
+
+    By default the second one would end the process before the worker is told to.
+    """
+    chosen = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(one, lambda *_: None) for one in chosen]
+    try:
+        yield
+    finally:
+        for one, handler in zip(chosen, before, strict=True):
+            signal.signal(one, handler)
