@@ -22,6 +22,10 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="That the pipeline is put on, as cuda. [default: the CPU]")
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, float16 or bfloat16 [default: as the pipeline is loaded]"),
+    ] = None,
     size: Annotated[
         list[str] | None,
         typer.Option(help="WxH that clients may ask for; again for more [default: the model's]"),
@@ -44,6 +48,6 @@ def serve(
 
     wanted = Wanted(model, pipe, mode, steps=steps)
     asked = serving.Serving(
-        wanted, tuple(size or ()), gpus, backend, device, host, port, queue, drain
+        wanted, tuple(size or ()), gpus, backend, device, dtype, host, port, queue, drain
     )
     serving.run(asked, Console())

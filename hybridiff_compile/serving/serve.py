@@ -9,10 +9,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import uvicorn
 from rich.console import Console
 
 import hybridiff_compile
+from hybridiff_compile import arguments
 from hybridiff_compile.bench.prepare import Wanted
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.serving.app import Images, application
@@ -29,7 +31,7 @@ class Serving:
         wanted: the pipeline and the mode.
         sizes: "WxH" in pixels, which clients may choose from; () is the pipeline's own size.
         gpus, backend: as in `optimize`.
-        device: that the pipeline is put on; None leaves it on the CPU.
+        device, dtype: that the pipeline is put on, and cast to; None leaves it as it was loaded.
         host, port: to listen on; port 0 takes a free one.
         places: requests that may wait.
         drain: seconds that requests have to end after SIGTERM.
@@ -40,6 +42,7 @@ class Serving:
     gpus: int = 2
     backend: Any = "eager"
     device: str | None = None
+    dtype: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     places: int = 64
@@ -55,10 +58,9 @@ def run(asked: Serving, console: Console) -> None:
     with closing(_listen(asked.host, asked.port)) as at:
         console.print(f"loading {asked.wanted.name}", highlight=False)
         pipe = asked.wanted.load()
-        if asked.device is not None:
-            pipe.to(asked.device)
+        pipe.to(_device(asked.device), _dtype(asked.dtype))
         pipe.set_progress_bar_config(disable=True)
-        served = _served(asked, pipe)
+        served = served_of(asked, pipe)
         with hybridiff_compile.optimize(
             pipe, asked.gpus, mode=asked.wanted.mode, backend=asked.backend
         ) as model:
@@ -93,7 +95,25 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {e}; choose another port.") from e
 
 
-def _served(asked: Serving, pipe: Any) -> Served:
+def _device(name: str | None) -> torch.device | None:
+    try:
+        return None if name is None else torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as e:  # the second where torch was built without CUDA
+        why = str(e).partition("\n")[0]
+        raise ConfigError(f"--device {name} cannot be used here: {why}") from e
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    arguments.check_choice("dtype", name or "float32", ("float32", "float16", "bfloat16"))
+    return None if name is None else getattr(torch, name)
+
+
+def served_of(asked: Serving, pipe: Any) -> Served:
+    """What a pipeline serves.
+
+    Raises:
+        ConfigError: a size is none, or the pipeline does not say its own.
+    """
     sizes = [_parsed(size) for size in asked.sizes]
     given = asked.wanted.call()
     given.pop("num_images_per_prompt", None)

@@ -123,4 +123,4 @@ def preview_steps(steps: int, previews: int) -> frozenset[int]:
         steps: of the picture.
         previews: how many are wanted; fewer are made if there are fewer steps.
     """
-    return frozenset((steps * (i + 1)) // (previews + 1) - 1 for i in range(previews)) - {-1}
+    return frozenset((steps * (i + 1)) // (previews + 1) - 1 for i in range(previews))
