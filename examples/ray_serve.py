@@ -9,6 +9,9 @@ Ray starts and watches the replicas, and gives each request to one that is free.
 images API; streaming and urls are left to `hybridiff serve`.
 """
 
+# Ray is not among the packages that this project is developed with.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import argparse

@@ -15,6 +15,7 @@ from rich.console import Console
 
 import hybridiff_compile
 from hybridiff_compile import arguments
+from hybridiff_compile.bench import asked
 from hybridiff_compile.bench.prepare import Wanted
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.serving.app import Images, application
@@ -22,13 +23,15 @@ from hybridiff_compile.serving.metrics import Metrics
 from hybridiff_compile.serving.studio import Studio
 from hybridiff_compile.serving.wanted import Served, parameters
 
+DTYPES = ("float32", "float16", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Serving:
     """What to serve.
 
     Attributes:
-        wanted: the pipeline and the mode.
+        of: the pipeline and the mode.
         sizes: "WxH" in pixels, which clients may choose from; () is the pipeline's own size.
         gpus, backend: as in `optimize`.
         device, dtype: that the pipeline is put on, and cast to; None leaves it as it was loaded.
@@ -37,7 +40,7 @@ class Serving:
         drain: seconds that requests have to end after SIGTERM.
     """
 
-    wanted: Wanted
+    of: Wanted
     sizes: Sequence[str] = ()
     gpus: int = 2
     backend: Any = "eager"
@@ -48,32 +51,41 @@ class Serving:
     places: int = 64
     drain: int = 60
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what could not be served, before minutes of loading."""
+        for size in self.sizes:
+            _parsed(size)
+        arguments.check_choice("dtype", self.dtype or "float32", DTYPES)
+        for name, value in (("queue", self.places), ("drain", self.drain)):
+            asked.check_least(name, value, 0)
 
-def run(asked: Serving, console: Console) -> None:
+
+def run(serving: Serving, console: Console) -> None:
     """Serve until SIGTERM or SIGINT; requests that were taken are answered first.
 
     Raises:
         ConfigError: a size, a port or a pipeline that cannot be served.
     """
-    with closing(_listen(asked.host, asked.port)) as at:
-        console.print(f"loading {asked.wanted.name}", highlight=False)
-        pipe = asked.wanted.load()
-        pipe.to(_device(asked.device), _dtype(asked.dtype))
+    with closing(_listen(serving.host, serving.port)) as at:
+        device = _device(serving.device)
+        console.print(f"loading {serving.of.name}", highlight=False)
+        pipe = serving.of.load()
+        pipe.to(device, serving.dtype and getattr(torch, serving.dtype))
         pipe.set_progress_bar_config(disable=True)
-        served = served_of(asked, pipe)
+        served = served_of(serving, pipe)
         with hybridiff_compile.optimize(
-            pipe, asked.gpus, mode=asked.wanted.mode, backend=asked.backend
+            pipe, serving.gpus, mode=serving.of.mode, backend=serving.backend
         ) as model:
             for width, height in served.sizes:
                 console.print(f"preparing {width} x {height}", highlight=False)
                 model.compile(**{**served.defaults, "width": width, "height": height})
             metrics = Metrics()
-            with closing(Studio(model, asked.places, metrics)) as studio:
+            with closing(Studio(model, serving.places, metrics)) as studio:
                 app = application(Images(served, studio, metrics))
                 host, port = at.getsockname()[:2]
                 console.print(f"serving {served.name} on http://{host}:{port}", highlight=False)
                 config = uvicorn.Config(
-                    app, log_level="warning", timeout_graceful_shutdown=asked.drain
+                    app, log_level="warning", timeout_graceful_shutdown=serving.drain
                 )
                 with _ended_by_signals():
                     uvicorn.Server(config).run(sockets=[at])
@@ -103,24 +115,19 @@ def _device(name: str | None) -> torch.device | None:
         raise ConfigError(f"--device {name} cannot be used here: {why}") from e
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
-    arguments.check_choice("dtype", name or "float32", ("float32", "float16", "bfloat16"))
-    return None if name is None else getattr(torch, name)
-
-
-def served_of(asked: Serving, pipe: Any) -> Served:
+def served_of(serving: Serving, pipe: Any) -> Served:
     """What a pipeline serves.
 
     Raises:
         ConfigError: a size is none, or the pipeline does not say its own.
     """
-    sizes = [_parsed(size) for size in asked.sizes]
-    given = asked.wanted.call()
+    sizes = [_parsed(size) for size in serving.sizes]
+    given = serving.of.call()
     given.pop("num_images_per_prompt", None)
     own = given.pop("width", None), given.pop("height", None)
     if not sizes:
         sizes = [own if all(own) else _own_size(pipe)]
-    return Served(asked.wanted.name, sizes, parameters(pipe), given)
+    return Served(serving.of.name, sizes, parameters(pipe), given)
 
 
 def _parsed(size: str) -> tuple[int, int]:

@@ -38,7 +38,7 @@ class ImageRequest(BaseModel):
         quality, style, moderation, user: OpenAI's; taken, and not used.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid")
 
     prompt: Annotated[str, Field(min_length=1, max_length=4000)]
     model: str | None = None
@@ -123,4 +123,4 @@ def preview_steps(steps: int, previews: int) -> frozenset[int]:
         steps: of the picture.
         previews: how many are wanted; fewer are made if there are fewer steps.
     """
-    return frozenset((steps * (i + 1)) // (previews + 1) - 1 for i in range(previews))
+    return frozenset((steps * (i + 1)) // (previews + 1) - 1 for i in range(previews)) - {-1}
