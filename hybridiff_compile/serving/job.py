@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,16 +64,20 @@ class Job:
         tell: takes what happens, from the thread that makes pictures; the last of it is a Finished
             or a Failed. It is not called once the client has left.
         previews: how many are wanted.
+        place: in the queue, once it has one.
     """
 
     call: dict[str, Any]
     tell: Callable[[Event], None]
     previews: int = 0
+    place: Future[None] | None = None
     _left: threading.Event = field(default_factory=threading.Event)
 
     def leave(self) -> None:
-        """Nobody waits for these pictures any more; what is being made ends at its next step."""
+        """Nobody waits for these pictures: they give up their place, or end at their next step."""
         self._left.set()
+        if self.place is not None:
+            self.place.cancel()
 
     @property
     def has_left(self) -> bool:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 #: A worker that died takes its pictures with it. They are begun again once, and no more often:
 #: what ends two workers may end each one.
 _TRIES = 2
+#: Nginx's status for a client that closed its connection; for the metrics.
+_LEFT = Failed(499, "the client has left")
 
 
 class FullError(Exception):
@@ -51,7 +53,8 @@ class Studio:
         if not self._places.acquire(blocking=False):
             raise FullError
         self._metrics.waiting.inc()
-        self._thread.submit(self._serve, job).add_done_callback(self._left_queue)
+        job.place = self._thread.submit(self._serve, job)
+        job.place.add_done_callback(self._left_queue)
 
     def close(self) -> None:
         """Wait until all jobs are done; takes none any more."""
@@ -59,7 +62,11 @@ class Studio:
 
     def _left_queue(self, done: Future[None]) -> None:
         self._places.release()
-        done.result()  # a defect of ours is not lost
+        if done.cancelled():
+            self._metrics.waiting.dec()
+            self._metrics.count(_LEFT)
+        else:
+            done.result()  # a defect of ours is not lost
 
     def _serve(self, job: Job) -> None:
         self._metrics.waiting.dec()
@@ -83,7 +90,7 @@ class Studio:
         try:
             return self._make(job, told)
         except LeftError:
-            return Failed(499, "the client has left")
+            return _LEFT
         except WorkerError as e:
             logger.warning("a worker is gone, %d tries left: %s", tries_left, e)
             self._metrics.deaths.inc()

@@ -111,6 +111,20 @@ def test_a_full_queue_refuses_and_takes_again_when_there_is_room(held: Any) -> N
     assert model.calls == 3
 
 
+def test_one_that_leaves_the_queue_gives_up_its_place(held: Any) -> None:
+    model, there, go = held
+    studio, clients = studio_of(model, places=1), [Client() for _ in range(3)]
+    studio.submit(clients[0].job())
+    assert there.wait(20)
+    left = clients[1].job()
+    studio.submit(left)
+    left.leave()
+    studio.submit(clients[2].job())
+    go.set()
+    assert isinstance(clients[2].outcome, Finished)
+    assert model.calls == 2
+
+
 def _submit_soon(studio: Studio, client: Client) -> None:
     """A place is free a moment after its client was told."""
     for _ in range(100):

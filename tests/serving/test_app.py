@@ -1,0 +1,90 @@
+"""The answers of the application, without a model behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+
+from hybridiff_compile.serving.app import Images, application
+from hybridiff_compile.serving.job import Event, Failed, Finished, Job, Step
+from hybridiff_compile.serving.metrics import Metrics
+from hybridiff_compile.serving.studio import FullError
+from hybridiff_compile.serving.wanted import Served
+
+SERVED = Served("small", [(8, 8)], frozenset({"num_images_per_prompt"}), {})
+
+
+class Studio:
+    """Tells each job of the same events at once; without any, it is full."""
+
+    def __init__(self, *events: Event) -> None:
+        self.events = events
+
+    def submit(self, job: Job) -> None:
+        if not self.events:
+            raise FullError
+        for event in self.events:
+            job.send(event)
+
+
+def asked(studio: Any, **more: Any) -> Any:
+    app = application(Images(SERVED, studio, Metrics()))
+
+    async def ask() -> Any:
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(app=app))
+        client = openai.AsyncOpenAI(
+            base_url="http://here/v1", api_key="none", max_retries=0, http_client=http
+        )
+        answer = await client.images.generate(prompt="x", **more)
+        return [event async for event in answer] if more.get("stream") else answer
+
+    return asyncio.run(ask())
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_try_again() -> None:
+    with pytest.raises(openai.RateLimitError, match="the queue is full") as error:
+        asked(Studio())
+    assert error.value.response.headers["retry-after"] == "5"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [400, 500, 503])
+def test_what_fails_before_a_step_has_its_status(status: int, stream: bool) -> None:
+    with pytest.raises(openai.APIStatusError, match="why") as error:
+        asked(Studio(Failed(status, "why")), stream=stream)
+    assert error.value.status_code == status
+    assert ("retry-after" in error.value.response.headers) == (status == 503)
+
+
+def test_what_fails_in_a_stream_ends_it() -> None:
+    with pytest.raises(openai.APIError, match="why"):
+        asked(Studio(Step(0, 2, "serial"), Failed(500, "why")), stream=True)
+
+
+def test_what_fails_after_a_step_has_its_status_where_nothing_is_streamed() -> None:
+    with pytest.raises(openai.InternalServerError, match="why"):
+        asked(Studio(Step(0, 2, "serial"), Failed(500, "why")))
+
+
+def test_an_answer_says_how_the_pictures_were_made() -> None:
+    done = Finished((b"one", b"two"), 1.25, {"ranks": 2})
+    answer = asked(Studio(Step(0, 1, "serial"), done), n=2, response_format="url")
+    assert answer.hybridiff == {"seconds": 1.25, "ranks": 2}
+    assert all(one.url.startswith("http://here/v1/images/files/") for one in answer.data)
+
+
+def test_a_stream_numbers_its_previews() -> None:
+    steps = (Step(0, 3, "serial", b"a"), Step(1, 3, "forecast"), Step(2, 3, "serial", b"b"))
+    events = asked(Studio(*steps, Finished((b"c",), 1.0, {})), stream=True)
+    partial = [e for e in events if e.type == "image_generation.partial_image"]
+    assert [(e.partial_image_index, e.b64_json) for e in partial] == [(0, "YQ=="), (1, "Yg==")]
+    assert [e.phase for e in events if e.type == "image_generation.step"] == [
+        "serial",
+        "forecast",
+        "serial",
+    ]
+    assert events[-1].b64_json == "Yw=="
