@@ -1,6 +1,5 @@
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -9,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = "hybridiff_compile"
+from tests import wheels
+from tests.wheels import PACKAGE, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +19,8 @@ def settings() -> dict:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Names of the files in a wheel, built from a copy that has lost the link to passes/."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, copy)
-    (copy / "README.md").touch()
-    ignored = shutil.ignore_patterns("__pycache__", "passes", "*.safetensors")
-    shutil.copytree(ROOT / PACKAGE, copy / PACKAGE, ignore=ignored)
-    shutil.copytree(ROOT / "passes", copy / "passes", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "out"]
-    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = (copy / "out").glob("*.whl")
+    """Names of the files in a wheel without the weights."""
+    path = wheels.build(tmp_path_factory.mktemp("checkout"), "*.safetensors")
     with zipfile.ZipFile(path) as file:
         return file.namelist()
 
