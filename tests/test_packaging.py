@@ -32,6 +32,16 @@ def test_listed_packages_are_the_folders_with_an_init_file(settings):
     assert sorted(found) == sorted(settings["tool"]["setuptools"]["packages"])
 
 
+def test_oldest_versions_are_the_lower_bounds(settings):
+    run = [sys.executable, ".ci/oldest.py"]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
+    oldest = done.stdout.split()
+    needs = [n.replace(">=", "==") for n in settings["project"]["dependencies"]]
+    assert set(needs) - set(oldest) == {"torch==2.11"}
+    assert all(re.fullmatch(r"[a-z-]+==[\d.]+", need) for need in oldest)
+    assert "torch-tensorrt" not in done.stdout
+
+
 def test_version_is_that_of_the_package(settings):
     import hybridiff_compile
 
