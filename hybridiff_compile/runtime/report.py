@@ -84,7 +84,7 @@ class RunReport:
         rank_steps: of each rank, the steps that it ran a program in; () likewise. Clocks of two
             hosts do not compare.
         tolerance: of hybrid: the largest weighted error that a step is extrapolated with.
-        unguided: further calls of the denoiser, which one rank ran as they were.
+        unguided: further calls of the denoiser, which one rank ran as the pipeline made them.
     """
 
     mode: str
@@ -129,20 +129,20 @@ class RunReport:
 
     def __str__(self) -> str:
         """What was done, in one line."""
-        others = _count(self.unguided, "denoiser call")
+        others = f"{_count(self.unguided, 'denoiser call')} left to the pipeline"
         if not self.steps:
-            return f"{others}, run by one rank as the pipeline made them"
+            return others if self.unguided else "no denoiser call was taken over"
         kinds = Counter(s.phase.kind for s in self.steps)
         words = {"serial": "computed", "pipelined": "pipelined", "forecast": "extrapolated"}
         done = ", ".join(f"{kinds[kind]} {word}" for kind, word in words.items() if kinds[kind])
         said = [f"{_count(len(self.steps), 'step')} on {_count(self.ranks, 'rank')}: {done}"]
         if self.unguided:
-            said.append(f"{others} more by one rank as they were")
+            said.append(others)
         if (fewer := f"{self.fewer_forwards:.1f}") != "1.0":
             said.append(f"{fewer}x fewer forwards")
         if self.largest_error is not None:
-            bound = "" if self.tolerance is None else f" (tolerance {self.tolerance:.2f})"
-            said.append(f"largest error after extrapolating {self.largest_error:.2f}{bound}")
+            bound = "" if self.tolerance is None else f" (tolerance {self.tolerance:g})"
+            said.append(f"largest error after extrapolating {self.largest_error:.2g}{bound}")
         return "; ".join(said)
 
     def plot(self) -> Figure:

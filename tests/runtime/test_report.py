@@ -39,7 +39,7 @@ def report(phases: Sequence[Phase], errors: Sequence[float | None] = (), **known
         (
             report([S, S, F, F, S], [None, None, None, None, 0.314], tolerance=0.4),
             "5 steps on 2 ranks: 3 computed, 2 extrapolated; 1.7x fewer forwards; "
-            "largest error after extrapolating 0.31 (tolerance 0.40)",
+            "largest error after extrapolating 0.31 (tolerance 0.4)",
         ),
         (report([S, S, S], [None, None, 0.7], tolerance=0.4), "3 steps on 2 ranks: 3 computed"),
         (
@@ -48,9 +48,10 @@ def report(phases: Sequence[Phase], errors: Sequence[float | None] = (), **known
         ),
         (
             report([S, S], unguided=1),
-            "2 steps on 2 ranks: 2 computed; 1 denoiser call more by one rank as they were",
+            "2 steps on 2 ranks: 2 computed; 1 denoiser call left to the pipeline",
         ),
-        (report([], unguided=4), "4 denoiser calls, run by one rank as the pipeline made them"),
+        (report([], unguided=4), "4 denoiser calls left to the pipeline"),
+        (report([]), "no denoiser call was taken over"),
     ],
 )
 def test_a_report_is_one_line_of_what_is_known(made: RunReport, says: str) -> None:
