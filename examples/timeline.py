@@ -10,31 +10,18 @@ P = max(A, B, (A + X + B + E) / 2).
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 import hybridiff_compile
-from hybridiff_compile import Phase, RunReport
+from hybridiff_compile import RunReport
 from hybridiff_compile.bench import models
-from hybridiff_compile.bench.style import GRID, INK, PAPER, QUIET, save
 from hybridiff_compile.ir import GUIDED
 from hybridiff_compile.runtime.report import RankStep
 
 NAME, STEPS, TAU1, K = "sdxl-small", 50, 6, 40
-SHOWN = range(TAU1 - 2, TAU1 + 7)
-COLOURS = {Phase.SERIAL: "#3b6fb6", Phase.GUIDED_U: "#2a9d8f", Phase.GUIDED_C: "#f08a24"}
-LABELS = {
-    "serial: own branch, whole denoiser": COLOURS[Phase.SERIAL],
-    "guided: a stage of branch u": COLOURS[Phase.GUIDED_U],
-    "guided: a stage of branch c": COLOURS[Phase.GUIDED_C],
-    "the pipeline fills": QUIET,
-    "waiting": GRID,
-}
 
 
 def run() -> RunReport:
@@ -46,15 +33,6 @@ def run() -> RunReport:
         for seed in range(2):
             model("a red circle", generator=torch.Generator().manual_seed(seed), **call)
         return model.report
-
-
-def colour_of(rank: int, step: int, report: RunReport) -> str:
-    """By its phase and branch; guided, rank 1 works on the features of the step before."""
-    phase = report.steps[step].phase
-    if rank == 1 and phase in GUIDED:
-        before = report.steps[step - 1].phase
-        return COLOURS[before] if before in GUIDED else QUIET
-    return COLOURS[phase]
 
 
 def describe(report: RunReport) -> str:
@@ -81,39 +59,12 @@ def describe(report: RunReport) -> str:
     return f"{figures}: {period / theory:.3f} of P"
 
 
-def draw(report: RunReport, path: Path) -> None:
-    """Write the timeline of the steps around the entry into the guided phase."""
-    figure = Figure(figsize=(11, 2.9), facecolor=PAPER, layout="constrained")
-    axes = figure.subplots()
-    start = next(s.begin for s in report.rank_steps[0] if s.step == SHOWN[0])
-    for rank, steps in enumerate(report.rank_steps):
-        for step in (s for s in steps if s.step in SHOWN):
-            until = step.end if step.sent is None else step.sent
-            colour = colour_of(rank, step.step, report)
-            spans = [(step.begin, until, colour), (until, step.end, GRID)]
-            for begin, end, colour in spans:
-                left, width = 1000 * (begin - start), 1000 * (end - begin)
-                axes.barh(rank, width, 0.62, left, color=colour, edgecolor=PAPER, linewidth=0.8)
-            middle = 1000 * ((step.begin + until) / 2 - start)
-            axes.text(middle, rank, str(step.step), color=PAPER, ha="center", va="center", size=9)
-    axes.set_yticks([0, 1], ["rank 0", "rank 1"], color=INK)
-    axes.invert_yaxis()
-    axes.set_xlabel("ms; the number is the step", color=INK)
-    axes.tick_params(colors=QUIET)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    handles = [Patch(color=colour, label=words) for words, colour in LABELS.items()]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=5, frameon=False, labelcolor=INK
-    )
-    save(figure, path)
-
-
 def main() -> None:
-    """Make the picture, print what its steps took and write the timeline."""
+    """Make the picture, print what its steps took and draw them."""
     torch.set_num_threads(1)
     report = run()
     print(describe(report))
-    draw(report, Path("timeline.png"))
+    report.plot().savefig("timeline.png", dpi=110)
     print("wrote timeline.png")
 
 

@@ -1,4 +1,4 @@
-"""One picture on two ranks, in three lines; then what it took, step by step.
+"""One picture on two ranks, in three lines; then what it took, as a line and as a picture.
 
 Run it with `python examples/two_ranks.py "a red circle left of a blue square on a dark green
 background"`. Any diffusers pipeline with batched guidance takes the place of the embedded one:
@@ -22,12 +22,9 @@ def main() -> None:
     with hybridiff_compile.optimize(pipe, gpus=2) as model:
         image = model(prompt, **models.call_settings("tiny-sdxl")).images[0]
         image.save("two_ranks.png")
-        report = model.report
-    print(f"{len(report.steps)} steps on {report.ranks} ranks: {report.steps_by_phase}")
-    print(
-        f"extrapolated within steps {report.tau1} .. {report.tau2}, {report.bytes_sent} bytes sent"
-    )
-    print("wrote two_ranks.png")
+        print(model.report)
+        model.report.plot().savefig("two_ranks_steps.png")
+    print("wrote two_ranks.png and two_ranks_steps.png")
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ def test_hybrid_extrapolates_what_its_tolerance_allows_and_says_why():
             made, report = run(model)
         off.append((made - exact).abs().mean().item())
         forecast.append(report.steps_by_phase["forecast"])
+        assert report.tolerance == tolerance
         for step in report.steps:
             if step.phase.name == "FORECAST":
                 predicted = float(step.reason.split("off by ")[1].split(",")[0])

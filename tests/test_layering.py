@@ -18,10 +18,11 @@ TYPES = {"ir", "links", "ops", "layout"}
 ALLOWED = {
     "errors": set(),
     "arguments": {"errors"},
+    "style": set(),
     "config": {"errors", "arguments"},
     **{name: GROUND | TYPES for name in TYPES},
     "debug": GROUND | TYPES,
-    **{name: GROUND | TYPES | {"debug"} for name in MIDDLE},
+    **{name: GROUND | TYPES | {"debug", "style"} for name in MIDDLE},
     "worker": GROUND | TYPES | MIDDLE,
     "entry": GROUND | TYPES | MIDDLE | {"debug"},
     "here": set(),

@@ -1,6 +1,5 @@
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -9,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = "hybridiff_compile"
+from tests import wheels
+from tests.wheels import PACKAGE, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +19,8 @@ def settings() -> dict:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Names of the files in a wheel, built from a copy that has lost the link to passes/."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, copy)
-    (copy / "README.md").touch()
-    ignored = shutil.ignore_patterns("__pycache__", "passes", "*.safetensors")
-    shutil.copytree(ROOT / PACKAGE, copy / PACKAGE, ignore=ignored)
-    shutil.copytree(ROOT / "passes", copy / "passes", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "out"]
-    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = (copy / "out").glob("*.whl")
+    """Names of the files in a wheel without the weights."""
+    path = wheels.build(tmp_path_factory.mktemp("checkout"), "*.safetensors")
     with zipfile.ZipFile(path) as file:
         return file.namelist()
 
@@ -42,6 +30,16 @@ def test_listed_packages_are_the_folders_with_an_init_file(settings):
     for path in (ROOT / PACKAGE).rglob("__init__.py"):
         found.add(".".join(path.parent.relative_to(ROOT).parts))
     assert sorted(found) == sorted(settings["tool"]["setuptools"]["packages"])
+
+
+def test_oldest_versions_are_the_lower_bounds(settings):
+    run = [sys.executable, ".ci/oldest.py"]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
+    oldest = done.stdout.split()
+    needs = [n.replace(">=", "==") for n in settings["project"]["dependencies"]]
+    assert set(needs) - set(oldest) == {"torch==2.11"}
+    assert all(re.fullmatch(r"[a-z-]+==[\d.]+", need) for need in oldest)
+    assert "torch-tensorrt" not in done.stdout
 
 
 def test_version_is_that_of_the_package(settings):

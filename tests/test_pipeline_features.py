@@ -124,7 +124,7 @@ def test_no_guidance_runs_on_one_rank_and_says_so_once(
     said = [r for r in caplog.records if "its batch is 1" in r.getMessage()]
     assert len(said) == 1
     assert model.report.ranks == 1
-    assert model.report.steps == ()
+    assert (model.report.steps, model.report.unguided) == ((), 4)
     assert (made[0] - make(plain, guidance_scale=1.0)).abs().max() < 1e-4
 
 

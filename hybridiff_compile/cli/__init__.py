@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hybridiff_compile.cli import measure, predict, prepare, serving
+from hybridiff_compile.cli import doctor, measure, predict, prepare, serving
 from hybridiff_compile.cli.app import app
 
-__all__ = ["app", "measure", "predict", "prepare", "serving"]
+__all__ = ["app", "doctor", "measure", "predict", "prepare", "serving"]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hybridiff_compile.ir import Phase
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """One picture (or one call's pictures).
+    """One picture (or one call's pictures); printed, it is a line of what was done.
 
     Attributes:
         mode: as in `optimize`.
@@ -96,6 +99,8 @@ class RunReport:
         worker_rss_mb: resident memory of each worker at the end of the run, MB; () likewise.
         rank_steps: of each rank, the steps that it ran a program in; () likewise. Clocks of two
             hosts do not compare.
+        tolerance: of hybrid: the largest weighted error that a step is extrapolated with.
+        unguided: further calls of the denoiser, which one rank ran as the pipeline made them.
     """
 
     mode: str
@@ -106,9 +111,67 @@ class RunReport:
     bytes_sent: int
     worker_rss_mb: tuple[float, ...]
     rank_steps: tuple[tuple[RankStep, ...], ...] = ()
+    tolerance: float | None = None
+    unguided: int = 0
 
     @property
     def steps_by_phase(self) -> dict[str, int]:
         """Number of steps that lie in each phase: "serial", "pipelined", "forecast"."""
         counts = Counter(s.counted for s in self.steps)
         return {kind: counts[kind] for kind in ("serial", "pipelined", "forecast")}
+
+    @property
+    def fewer_forwards(self) -> float:
+        """How many times fewer forwards than one device makes that computes every step.
+
+        A forward is the denoiser run once on half of the batch (one branch), by whichever rank: one
+        device makes two of them a step. A pipelined step makes one, between both ranks (in mode
+        "asyncdiff" two), though the last one leaves some of it out; an extrapolated step none.
+        """
+        kinds = Counter(step.phase.kind for step in self.steps)
+        made = 2 * kinds["serial"] + (2 if self.mode == "asyncdiff" else 1) * kinds["pipelined"]
+        return 2 * len(self.steps) / made if made else 1.0
+
+    @property
+    def largest_error(self) -> float | None:
+        """Largest weighted error that was seen after steps that were not computed.
+
+        Such a step's own error is not known. What is known is that of the estimate for the next
+        step that was computed, which lies one further on; guided, that of the step before.
+        """
+        pairs = zip(self.steps, self.steps[1:], strict=False)
+        seen = [s.error for b, s in pairs if s.error is not None and b.phase is not Phase.SERIAL]
+        return max(seen, default=None)
+
+    def __str__(self) -> str:
+        """What was done, in one line."""
+        others = f"{_count(self.unguided, 'denoiser call')} left to the pipeline"
+        if not self.steps:
+            return others if self.unguided else "no denoiser call was taken over"
+        kinds = Counter(s.phase.kind for s in self.steps)
+        words = {"serial": "computed", "pipelined": "pipelined", "forecast": "extrapolated"}
+        done = ", ".join(f"{kinds[kind]} {word}" for kind, word in words.items() if kinds[kind])
+        said = [f"{_count(len(self.steps), 'step')} on {_count(self.ranks, 'rank')}: {done}"]
+        if self.unguided:
+            said.append(others)
+        if (fewer := f"{self.fewer_forwards:.1f}") != "1.0":
+            said.append(f"{fewer}x fewer forwards")
+        if self.largest_error is not None:
+            bound = "" if self.tolerance is None else f" (tolerance {self.tolerance:g})"
+            said.append(f"largest error after extrapolating {self.largest_error:.2g}{bound}")
+        return "; ".join(said)
+
+    def plot(self) -> Figure:
+        """Draw the ranks' steps on a time line, and the errors that were seen, by step.
+
+        Returns:
+            A figure; `.savefig("run.png")` writes it.
+        """
+        # Here, because a worker imports this module and never draws.
+        from hybridiff_compile.runtime import timeline
+
+        return timeline.figure(self)
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

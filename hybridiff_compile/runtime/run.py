@@ -263,8 +263,7 @@ class Run:
 
         Args:
             phase: of the step.
-            returned: of all rows, [2B, ...]; guided, the late prediction of one half, [B, ...];
-                None if nothing was run.
+            returned: [2B, ...]; guided, one half's late prediction, [B, ...]; None if none was run.
 
         Returns:
             The prediction of all rows, [2B, ...]; and the discrepancy.
@@ -296,4 +295,6 @@ class Run:
             bytes_sent=after.sent_bytes - before.sent_bytes if after else 0,
             worker_rss_mb=(after.rss_mb,) if after and self.ranks > 1 else (),
             rank_steps=after.steps if after else (),
+            tolerance=getattr(self.settings, "tolerance", None),
+            unguided=self.unguided,
         )

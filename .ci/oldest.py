@@ -1,0 +1,21 @@
+"""Print the oldest versions that pyproject.toml allows, one requirement a line; torch apart."""
+
+import tomllib
+from pathlib import Path
+
+# They need a GPU, or are named with one version already.
+LEFT_OUT = ("torch-tensorrt", "ruff", "pyright", "hybridiff-compile")
+
+
+def oldest(project: dict) -> list[str]:
+    """Every requirement of a project and of its extras, at its lower bound."""
+    wanted = project["dependencies"] + [
+        need for needs in project["optional-dependencies"].values() for need in needs
+    ]
+    bounds = [need.replace(">=", "==") for need in wanted if not need.startswith(LEFT_OUT)]
+    return [need for need in bounds if not need.startswith("torch==")]
+
+
+if __name__ == "__main__":
+    settings = tomllib.loads(Path("pyproject.toml").read_text())
+    print("\n".join(oldest(settings["project"])))  # noqa: T201
