@@ -10,9 +10,11 @@ from torch import fx
 
 from hybridiff_compile.errors import CaptureError
 
-# Whose ops of a denoiser a worker knows: it imports torch, and no script of the user's. With a
-# weight of torchao's it imports that.
-_KNOWN = ("aten", "prims", "quantized", "mkldnn", "torchao")
+# Whose ops of a denoiser a worker knows: those that come with torch, for it imports no script of
+# the user's. With a weight of torchao's it imports that. torch.export writes "export" ops itself,
+# to reach into quantised weights.
+OF_TORCH = ("aten", "export", "mkldnn", "onednn", "prims", "profiler", "quantized", "sparse")
+_KNOWN = (*OF_TORCH, "torchao")
 
 # Arguments that keep an op from drawing when they are 0 or False.
 _DRAWING = ("p", "dropout", "dropout_p", "train", "training")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.library import custom_op
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
+from hybridiff_compile.capture.alike import OF_TORCH, check_ops
 from hybridiff_compile.errors import CaptureError
 from tests import toy
 
@@ -79,3 +82,20 @@ def test_ops_that_could_draw_and_do_not_are_captured(compute: Compute) -> None:
 def test_an_op_of_the_users_own_is_not_captured_and_is_named() -> None:
     with pytest.raises(CaptureError, match="calls the op tests_alike::halved, which torch does"):
         toy.capture_simple(Computes(halved))
+
+
+def test_ops_that_torch_export_writes_itself_are_known() -> None:
+    op = torch.ops.export.access_subclass_inner_tensor.default
+    graph = fx.Graph()
+    graph.output(graph.call_function(op, (graph.placeholder("weight"), "data")))
+    check_ops(fx.GraphModule({}, graph), "Quantised")
+
+
+def test_a_worker_has_the_ops_that_are_taken_for_torch_s() -> None:
+    code = (
+        "import hybridiff_compile.worker, torch; "
+        "print(*{name.split('::')[0] for name in torch._C._dispatch_get_all_op_names()})"
+    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=120)
+    assert set(OF_TORCH) <= set(done.stdout.split())
