@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 import hybridiff_compile
 from hybridiff_compile import Phase, RunReport
 from hybridiff_compile.bench import models
-from hybridiff_compile.bench.style import GRID, INK, PAPER, QUIET, save
+from hybridiff_compile.bench.charts import GRID, INK, PAPER, QUIET, save
 from hybridiff_compile.ir import GUIDED
 from hybridiff_compile.runtime.report import RankStep
 

@@ -1,4 +1,5 @@
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -51,22 +52,39 @@ def test_steps_that_are_no_number_are_exit_code_2():
     assert "Traceback" not in result.output
 
 
-def stop(*_: object) -> None:
-    raise HybridiffError("stopped before the first picture")
+@pytest.fixture
+def stopped(monkeypatch):
+    """A demo that stops before its first picture; the folders that it had made by then."""
+    seen: list[Path] = []
 
+    def stop(*_: object) -> None:
+        raise HybridiffError("stopped before the first picture")
 
-def test_the_demos_folders_are_made_before_any_work(monkeypatch, tmp_path):
+    def look(console: object, seconds: float, what: str) -> None:
+        seen.extend(where_they_go())
+
+    def where_they_go() -> list[Path]:
+        return [path for path in folders if path.is_dir()]
+
+    folders: list[Path] = []
+    monkeypatch.setattr(demonstration.estimate, "step_seconds", lambda pipe, call: 0.02)
+    monkeypatch.setattr(demonstration.command, "announce", look)
     monkeypatch.setattr(demonstration, "_measure", stop)
+    return folders, seen
+
+
+def test_the_demos_folders_are_made_before_any_work_and_go_with_it(stopped, tmp_path):
+    folders, seen = stopped
     out, figures = tmp_path / "new" / "out", tmp_path / "other" / "figures.json"
+    folders += [out, figures.parent]
     result = runner.invoke(app, ["demo", "--out", str(out), "--json", str(figures)])
     assert (result.exit_code, "stopped before" in result.output) == (2, True)
-    assert out.is_dir()
-    assert figures.parent.is_dir()
+    assert seen == folders
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("inner", ["", "below"])
-def test_an_output_folder_that_is_a_file_is_refused_before_any_work(monkeypatch, tmp_path, inner):
-    monkeypatch.setattr(demonstration, "_measure", stop)
+def test_an_output_folder_that_is_a_file_is_refused_before_any_work(stopped, tmp_path, inner):
     out = tmp_path / "file"
     out.write_text("a user's")
     result = runner.invoke(app, ["demo", "--out", str(out / inner)])

@@ -43,8 +43,8 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What was found. Printed, it is tables and sentences; `report.rows` makes figures of it.
+class Predicted:
+    """What was found; a `report.Plan` is printed as tables and sentences.
 
     Attributes:
         subject: what was planned for.
@@ -83,12 +83,6 @@ class Plan:
     errors: Errors
     reference: ReferenceSplit | None
 
-    def __str__(self) -> str:
-        """All tables and sentences."""
-        from hybridiff_compile.planning import report
-
-        return report.text(self)
-
 
 def of_subject(
     subject: Subject,
@@ -98,7 +92,7 @@ def of_subject(
     k: int | None = None,
     psnr_db: float = 40.0,
     figures: str | Path | None = None,
-) -> Plan:
+) -> Predicted:
     """Plan for a captured step.
 
     Args:
@@ -128,7 +122,7 @@ def of_subject(
         fidelity.MEASURED if figures is None else (Path(figures),),
     )
     weights, activations = _weights(denoiser), roofline.peak_bytes(denoiser)
-    return Plan(
+    return Predicted(
         subject=subject,
         device=on.name if isinstance(on, devices.Device) else devices.HERE,
         link=over.name,

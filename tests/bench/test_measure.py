@@ -70,12 +70,13 @@ def test_every_mode_gets_the_same_prompts_and_seeds_in_turn_on_one_thread():
     calls, seen = [], []
     ready = fake_contenders(calls)
     before = torch.get_num_threads()
-    measure(ready, ["a", "b"], progress=seen.append, num_inference_steps=2)
+    measure(ready, ["a", "b"], tell=seen.append, num_inference_steps=2)
     assert calls == [("a", 0, 1)] * 8 + [("b", 1, 1)] * 4
     assert torch.get_num_threads() == before
     modes = [contender.mode for contender in ready]
     # Warm-up, then rounds that each start with another mode.
-    assert seen == modes + modes + modes[1:] + modes[:1]
+    assert [words.partition(",")[0] for words in seen] == modes + modes + modes[1:] + modes[:1]
+    assert (seen[0], seen[-1]) == ("one-device, warming up", "one-device, picture 2 of 2")
 
 
 def test_the_thread_count_is_put_back_after_an_error():

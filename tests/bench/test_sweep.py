@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from hybridiff_compile.bench import figures, models, sweep, sweep_plot, sweep_table
+from hybridiff_compile.bench import cost, figures, models, sweep, sweep_plot
 from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.bench.grid import Point
 from hybridiff_compile.cli import app
@@ -145,8 +145,8 @@ def row(mode: Any, cost: float, db: float | None, model: str = "a", **found: Any
 
 
 def test_speed_by_cost_is_against_one_forward_a_step():
-    assert sweep_table.by_cost(row("guided", 30.0, 50.0)) == pytest.approx(50 / 30)
-    assert sweep_table.by_cost(Row(command="sweep", model="a", mode="one-device-apart")) is None
+    assert cost.by_cost(row("guided", 30.0, 50.0)) == pytest.approx(50 / 30)
+    assert cost.by_cost(Row(command="sweep", model="a", mode="one-device-apart")) is None
 
 
 def test_the_plot_has_a_panel_for_each_setting_and_a_colour_for_each_mode(tmp_path):
@@ -179,4 +179,3 @@ def test_a_plot_without_points_is_refused_by_nobody(tmp_path):
 def test_a_sweep_names_models_or_a_pipeline():
     with pytest.raises(ConfigError, match="--model NAME or --pipe FOLDER"):
         sweep.Sweep(names=())
-    assert sweep.Sweep(points=(Point("exact"),)).file.name == "figures.json"
