@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 
 from hybridiff_compile.bench import cost, figures, models, sweep, sweep_plot
 from hybridiff_compile.bench.figures import Row
-from hybridiff_compile.bench.grid import Point
 from hybridiff_compile.cli import app
 from hybridiff_compile.config import TOLERANCES
 from hybridiff_compile.errors import ConfigError
