@@ -91,6 +91,7 @@ def ended_cleanly() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does, so that all that it opened is closed."""
 
     def end(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not end the closing
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
