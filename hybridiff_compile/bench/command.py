@@ -117,8 +117,10 @@ def folders(out: Path, file: Path | None = None) -> Iterator[None]:
                     if not each.exists():
                         each.mkdir()
                         made.callback(_remove_if_empty, each)
-            if file is not None:  # a folder may take no files; before the work, not after it
-                part = figures.part_of(file)
+                folder.mkdir(exist_ok=True)  # it may be a file
+            # A folder may take no files: that is known before the work, not after it.
+            for wanted in (out / "file", *([file] if file else [])):
+                part = figures.part_of(wanted)
                 part.touch()
                 part.unlink()
         except OSError as e:

@@ -46,9 +46,10 @@ def demo(
         prompts = thin("pictures a mode", prompts, demonstration.PROMPTS, demonstration.QUICK)
     if "sdxl-small" in names:
         runs = thin("pictures a mode of sdxl-small", runs, 3, 1)
-    few = (prompts or demonstration.PROMPTS, runs or 3)
+    few = {"prompts": prompts, "runs": runs}
+    few = {name: count for name, count in few.items() if count is not None}
     with ended_cleanly():
-        asked = demonstration.Demo(names, steps, *few, out, json, thin.words)
+        asked = demonstration.Demo(names, steps, out=out, json=json, thinned=thin.words, **few)
         demonstration.run(asked, Console())
 
 

@@ -19,7 +19,7 @@ from hybridiff_compile.planning import (
     architectures,
     devices,
     link_probe,
-    schedules,
+    runs,
 )
 from hybridiff_compile.planning.architectures import Architecture
 from hybridiff_compile.planning.predict import of_subject
@@ -92,11 +92,11 @@ def plan(
                     "device='here' runs the denoiser, and an architecture has no weights; pass a "
                     f"pipeline, or choose one of {', '.join(devices.DEVICES)}."
                 )
-            schedules.phases("paper", family(str(found.config["_class_name"])), steps, k)
+            runs.phases("paper", family(str(found.config["_class_name"])), steps, k)
             subject = of_architecture(found, images, steps)
             return Plan.of(of_subject(subject, on, over, k=k, psnr_db=psnr_db, figures=figures))
         denoiser, constants = find_denoiser(pipe)
-        schedules.phases("paper", constants, steps, k)
+        runs.phases("paper", constants, steps, k)
         seen = first_call(pipe, _keywords(pipe, size, images, call))
         subject = of_call(pipe, seen, steps, name)
         if on is None or over is None:

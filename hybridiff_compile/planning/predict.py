@@ -19,14 +19,12 @@ from hybridiff_compile.planning import (
     published,
     roofline,
     runs,
-    schedules,
     traffic,
 )
 from hybridiff_compile.planning.cuts import CutPlan
 from hybridiff_compile.planning.fidelity import Errors
 from hybridiff_compile.planning.published import ReferenceSplit
-from hybridiff_compile.planning.runs import Recommended, RunPlan
-from hybridiff_compile.planning.steps import Times
+from hybridiff_compile.planning.runs import Recommended, RunPlan, Times
 from hybridiff_compile.planning.subject import Subject
 
 #: Programs whose traffic a mode's run has.
@@ -142,7 +140,7 @@ def of_subject(
             weights + activations + crossing,
             weights + activations + 2 * crossing,
         ),
-        runs=tuple(_run(mode, programs, subject, times, k) for mode in schedules.MODES),
+        runs=tuple(_run(mode, programs, subject, times, k) for mode in runs.MODES),
         psnr_db=psnr_db,
         recommended=runs.recommended(
             subject.steps, times, found, errors.kinds, fidelity.error_of(psnr_db)
@@ -179,7 +177,7 @@ def _times(
 def _run(
     mode: Mode, programs: Mapping[str, traffic.Programs], subject: Subject, t: Times, k: int | None
 ) -> RunPlan:
-    phases = schedules.phases(mode, subject.family, subject.steps, k if mode == "paper" else None)
+    phases = runs.phases(mode, subject.family, subject.steps, k if mode == "paper" else None)
     if mode == "asyncdiff":  # of programs that are traced at the batch of both branches
         sent = traffic.batched_bytes(programs["paper"], phases)
     else:

@@ -133,8 +133,13 @@ def test_the_rows_of_a_sweep(swept):
 def test_a_sweep_writes_a_table_and_a_plot(swept):
     out, rows, output = swept
     assert {p.name for p in out.iterdir()} == {"f.json", "table.md", "sweep.png"}
-    assert len((out / "table.md").read_text().splitlines()) == 2 + len(rows)
-    assert output.count("one-device-apart") == 2 + 1  # a row of each table, and the footnote
+    lines = (out / "table.md").read_text().splitlines()
+    assert len([line for line in lines if line.startswith("|")]) == 2 + len(rows)
+    said = output.splitlines()
+    assert said[0].startswith("about ")
+    # Each row as it is known, and in its table at the end.
+    for start in ("tiny-sd3, one-device-apart: ", "one-device-apart "):
+        assert len([line for line in said if line.startswith(start)]) == 2
     assert json.loads((out / "f.json").read_text())["rows"][0]["command"] == "sweep"
 
 

@@ -8,7 +8,7 @@ import hybridiff_compile
 from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.planning import devices, predict, report, sentences
 from hybridiff_compile.planning.report import Plan
-from hybridiff_compile.planning.steps import Times
+from hybridiff_compile.planning.runs import Times
 
 #: A link so slow that stage0 waits for it; one device's batched call gains by itself.
 TIMES = Times(
