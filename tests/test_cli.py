@@ -1,5 +1,6 @@
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -123,6 +124,74 @@ def test_bench_measures_the_models_that_it_is_given_once_each(monkeypatch, tmp_p
         tmp_path / "f.json",
     )
     assert (asked[1].names, asked[1].runs) == (("tiny-sdxl", "tiny-sd3", "sdxl-small"), 7)
+
+
+QUICK = "quick: 4 pictures a mode in place of 24"
+
+
+def asked_for(monkeypatch, module: Any, *arguments: str) -> Any:
+    """What a command would run."""
+    asked = []
+    monkeypatch.setattr(module, "run", lambda wanted, console: asked.append(wanted))
+    assert runner.invoke(app, arguments).exit_code == 0
+    return asked[0]
+
+
+def test_a_quick_demo_makes_fewer_pictures_and_says_so(monkeypatch):
+    def demo(*options: str) -> Any:
+        return asked_for(monkeypatch, demonstration, "demo", *options)
+
+    full = demo()
+    assert (full.prompts, full.steps, full.thinned) == (24, 50, "")
+    quick = demo("--quick")
+    assert (quick.names, quick.prompts, quick.steps, quick.thinned) == (full.names, 4, 50, QUICK)
+    # What was asked for counts.
+    assert demo("--quick", "--prompts", "9").thinned == "quick: nothing left out"
+    assert demo("--quick", "--prompts", "9").prompts == 9
+    small = demo("--quick", "--model", "sdxl-small")
+    assert (small.runs, small.thinned) == (
+        1,
+        "quick: 1 pictures a mode of sdxl-small in place of 3",
+    )
+
+
+def test_a_quick_bench_compiles_nothing_and_a_quick_sweep_is_of_one_model(monkeypatch):
+    from hybridiff_compile.bench import latency_bench, sweep
+
+    bench = asked_for(monkeypatch, latency_bench, "bench", "--quick")
+    assert (bench.models, bench.runs, bench.steps) == (("tiny-sdxl", "tiny-sd3"), 1, 20)
+    assert {backend for _, backend, _ in bench.variants()} == {"eager"}
+    assert bench.thinned == (
+        "quick: no sdxl-small, 1 pictures a row in place of 3, eager ranks in place of inductor, "
+        "20 steps in place of 50"
+    )
+    full = asked_for(monkeypatch, latency_bench, "bench", "--backend", "eager")
+    assert len(full.variants()) == len(bench.variants()) + 1  # one device compiled too
+    swept = asked_for(monkeypatch, sweep, "sweep", "--quick")
+    assert (swept.names, swept.prompts) == (("tiny-sdxl",), 1)
+    assert swept.thinned == "quick: 1 pictures a point in place of 8, no tiny-sd3"
+
+
+def test_a_quick_bench_of_compiling_has_the_rows_that_users_meet(monkeypatch):
+    from hybridiff_compile.bench import compile_bench
+
+    asked = asked_for(monkeypatch, compile_bench, "bench", "--compile", "--quick")
+    assert (asked.names, asked.runs, asked.steps) == (("tiny-sd3",), 1, 6)
+    assert asked.variants == compile_bench.QUICK
+    assert "no tiny-sdxl and no sdxl-small" in asked.thinned
+    assert "3 rows in place of 10" in asked.thinned
+
+
+def test_a_quick_profile_is_of_one_picture_of_each_kind(monkeypatch):
+    from hybridiff_compile.planning import command
+
+    asked = []
+    monkeypatch.setattr(command, "profile_pipeline", lambda *given: asked.append(given))
+    result = runner.invoke(app, ["profile", "--model", "tiny-sd3", "--quick"])
+    assert result.exit_code == 0, result.output
+    model, _, settings, *_, thinned = asked[0]
+    assert (model, settings["num_inference_steps"], settings["rounds"]) == ("tiny-sd3", 9, 1)
+    assert thinned == "quick: 9 steps in place of 18, 1 pictures of each kind in place of 3"
 
 
 @pytest.mark.parametrize("command", [["compile"], ["export", "--out", "package"]])
