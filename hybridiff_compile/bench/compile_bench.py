@@ -153,10 +153,9 @@ def run(bench: CompileBench, console: Console) -> list[Row]:
                 tell.row(tables.line(row, layout(rows)))
                 if bench.json is not None:
                     figures.write(bench.json, rows, where)
-        tables.show(rows, layout(rows), console, bench.thinned)
-        tables.explain(layout(rows), where, console)
-        written = tables.markdown(rows, layout(rows), where, bench.thinned)
-        (folder / "compile.md").write_text(written, encoding="utf-8")
+        shown = layout(rows)
+        tables.show(rows, shown, console, bench.thinned)
+        tables.close(folder / "compile.md", rows, shown, where, console, bench.thinned)
         draw(folder / "compile.png", rows)
     return rows
 

@@ -113,9 +113,7 @@ def run(demo: Demo, console: Console) -> list[figures.Row]:
                 rows += found
                 if demo.json is not None:
                     figures.write(demo.json, rows, where)
-        tables.explain(LAYOUT, where, console)
-        written = tables.markdown(rows, LAYOUT, where, demo.thinned)
-        (folder / "table.md").write_text(written, encoding="utf-8")
+        tables.close(folder / "table.md", rows, LAYOUT, where, console, demo.thinned)
         plots.step_by_step(folder / "steps.png", [trace(name, of) for name, of in made.items()])
         drawn = {name: _shown(captions, made[name]) for name in demo.names if name in DRAWING}
         if drawn:

@@ -127,9 +127,7 @@ def run(bench: LatencyBench, console: Console) -> list[Row]:
                 rows += found
                 if bench.json is not None:
                     figures.write(bench.json, rows, where)
-        tables.explain(LAYOUT, where, console)
-        written = tables.markdown(rows, LAYOUT, where, bench.thinned)
-        (folder / "latency.md").write_text(written, encoding="utf-8")
+        tables.close(folder / "latency.md", rows, LAYOUT, where, console, bench.thinned)
         draw(folder / "latency.png", rows, where)
     return rows
 

@@ -162,9 +162,7 @@ def run(sweep: Sweep, console: Console) -> list[figures.Row]:
                     if sweep.json is not None:
                         figures.write(sweep.json, rows, where)
         tables.show(rows, LAYOUT, console, sweep.thinned)
-        tables.explain(LAYOUT, where, console)
-        written = tables.markdown(rows, LAYOUT, where, sweep.thinned)
-        (folder / "table.md").write_text(written, encoding="utf-8")
+        tables.close(folder / "table.md", rows, LAYOUT, where, console, sweep.thinned)
         sweep_plot.draw(folder / "sweep.png", rows)
         if sweep.json is None:
             figures.write(folder / "figures.json", rows, where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import get_args
 
 from rich import box
@@ -65,10 +66,18 @@ def show(rows: Sequence[Row], layout: Layout, console: Console, thinned: str = "
     console.width = before
 
 
-def explain(layout: Layout, where: Environment, console: Console) -> None:
-    """Print what the tables were measured on, and what their columns mean."""
+def close(
+    path: Path,
+    rows: Sequence[Row],
+    layout: Layout,
+    where: Environment,
+    console: Console,
+    thinned: str = "",
+) -> None:
+    """Print what the tables were measured on and what their columns mean, and write all of it."""
     for text in (header(where), layout.footnote):
         console.print(f"\n{text}", style="dim", highlight=False)
+    path.write_text(markdown(rows, layout, where, thinned), encoding="utf-8")
 
 
 def terminal_tables(rows: Sequence[Row], layout: Layout, thinned: str = "") -> list[Table]:
