@@ -126,7 +126,7 @@ def test_bench_measures_the_models_that_it_is_given_once_each(monkeypatch, tmp_p
     assert (asked[1].names, asked[1].runs) == (("tiny-sdxl", "tiny-sd3", "sdxl-small"), 7)
 
 
-QUICK = "quick: 4 pictures a mode in place of 24"
+QUICK = "quick: pictures a mode 4 in place of 24"
 
 
 def asked_for(monkeypatch, module: Any, *arguments: str) -> Any:
@@ -151,7 +151,7 @@ def test_a_quick_demo_makes_fewer_pictures_and_says_so(monkeypatch):
     small = demo("--quick", "--model", "sdxl-small")
     assert (small.runs, small.thinned) == (
         1,
-        "quick: 1 pictures a mode of sdxl-small in place of 3",
+        "quick: pictures a mode of sdxl-small 1 in place of 3",
     )
 
 
@@ -162,14 +162,14 @@ def test_a_quick_bench_compiles_nothing_and_a_quick_sweep_is_of_one_model(monkey
     assert (bench.models, bench.runs, bench.steps) == (("tiny-sdxl", "tiny-sd3"), 1, 20)
     assert {backend for _, backend, _ in bench.variants()} == {"eager"}
     assert bench.thinned == (
-        "quick: no sdxl-small, 1 pictures a row in place of 3, eager ranks in place of inductor, "
-        "20 steps in place of 50"
+        "quick: no sdxl-small, pictures a row 1 in place of 3, ranks eager in place of inductor, "
+        "steps 20 in place of 50"
     )
     full = asked_for(monkeypatch, latency_bench, "bench", "--backend", "eager")
     assert len(full.variants()) == len(bench.variants()) + 1  # one device compiled too
     swept = asked_for(monkeypatch, sweep, "sweep", "--quick")
     assert (swept.names, swept.prompts) == (("tiny-sdxl",), 1)
-    assert swept.thinned == "quick: 1 pictures a point in place of 8, no tiny-sd3"
+    assert swept.thinned == "quick: pictures a point 1 in place of 8, no tiny-sd3"
 
 
 def test_a_quick_bench_of_compiling_has_the_rows_that_users_meet(monkeypatch):
@@ -191,7 +191,7 @@ def test_a_quick_profile_is_of_one_picture_of_each_kind(monkeypatch):
     assert result.exit_code == 0, result.output
     model, _, settings, *_, thinned = asked[0]
     assert (model, settings["num_inference_steps"], settings["rounds"]) == ("tiny-sd3", 9, 1)
-    assert thinned == "quick: 9 steps in place of 18, 1 pictures of each kind in place of 3"
+    assert thinned == "quick: steps 9 in place of 18, pictures of each kind 1 in place of 3"
 
 
 @pytest.mark.parametrize("command", [["compile"], ["export", "--out", "package"]])

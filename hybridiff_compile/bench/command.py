@@ -34,6 +34,11 @@ def about(seconds: float) -> str:
     return f"about {round(seconds / 60)} min"
 
 
+def counted(count: int, thing: str) -> str:
+    """A count of things: "1 model", "2 models"."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def announce(console: Console, seconds: float, what: str) -> None:
     """Say beforehand how long a command will take, and for what."""
     said = f"{about(seconds)} on this machine: {what}; Ctrl-C ends it and leaves nothing behind"

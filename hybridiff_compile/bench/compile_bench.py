@@ -145,7 +145,8 @@ def run(bench: CompileBench, console: Console) -> list[Row]:
     with command.output(bench.out, bench.json, console) as folder:
         each = [estimate.step_seconds(*models.opened(name)) for name in bench.names]
         seconds = sum(estimate.compiling(step, bench.variants) for step in each)
-        what = f"{len(bench.names)} models, {len(bench.variants)} rows, each compiled anew"
+        count_of_rows = command.counted(len(bench.variants), "row")
+        what = f"{command.counted(len(each), 'model')}, {count_of_rows}, each compiled anew"
         command.announce(console, seconds, what)
         with command.Telling(console, count) as tell:
             for row in measured(bench, tell):

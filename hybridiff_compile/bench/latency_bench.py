@@ -118,7 +118,9 @@ def run(bench: LatencyBench, console: Console) -> list[Row]:
     with command.output(bench.out, bench.json, console) as folder:
         each = [estimate.step_seconds(*models.opened(name)) for name in bench.models]
         seconds = sum(estimate.rows(step, variants, bench.steps * rounds) for step in each)
-        what = f"{len(bench.models)} models, {len(variants)} rows, {rounds} pictures each"
+        what = (
+            f"{command.counted(len(each), 'model')}, {len(variants)} rows, {rounds} pictures each"
+        )
         command.announce(console, seconds, what)
         with command.Telling(console, len(variants) * (1 + rounds) * len(bench.models)) as tell:
             for model in bench.models:

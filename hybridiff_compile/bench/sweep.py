@@ -152,7 +152,9 @@ def run(sweep: Sweep, console: Console) -> list[figures.Row]:
         rounds = 1 + sweep.prompts  # one warms up
         each = [(estimate.step_seconds(s.pipe, s.call), s.steps * rounds) for s in settings]
         seconds = [estimate.pictures(step, modes, steps) for step, steps in each]
-        what = f"{len(settings)} settings, {len(modes)} points, {rounds} pictures each"
+        what = (
+            f"{command.counted(len(each), 'setting')}, {len(modes)} points, {rounds} pictures each"
+        )
         command.announce(console, sum(seconds), what)
         with command.Telling(console, len(settings) * len(modes) * rounds) as tell:
             for setting in settings:

@@ -40,7 +40,7 @@ class Thinned:
         if given is not None:
             return given
         if self._quick:
-            self.note(f"{less} {what} in place of {usual}")
+            self.note(f"{what} {less} in place of {usual}")
             return less
         return usual
 

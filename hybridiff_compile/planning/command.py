@@ -111,7 +111,8 @@ def profile_pipeline(
         make(loaded, {**asked, "num_inference_steps": _SHORT})
         step = (time.perf_counter() - begin) / _SHORT
         # Pictures of one device and of two ranks, each rank alone beside them, and the starts.
-        what = f"{rounds} pictures of {steps} steps on one device and on two ranks, and each alone"
+        made = command.counted(rounds, "picture")
+        what = f"{made} of {steps} steps on one device and on two ranks, and each rank alone"
         command.announce(console, 30 + 2.5 * (1 + rounds) * steps * step, what)
         with command.Telling(console, 5 + 2 * rounds) as tell:
             found = profile(loaded, name=model or (pipe and pipe.name), tell=tell, **call)

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from hybridiff_compile.bench import command, figures
-from hybridiff_compile.bench.command import Telling, about, ended_cleanly, output
+from hybridiff_compile.bench.command import Telling, about, counted, ended_cleanly, output
 from hybridiff_compile.errors import ConfigError
 
 #: What libraries make there for all of a user's processes, at import.
@@ -151,6 +151,10 @@ def test_figures_of_rows_that_are_known_stay(tmp_path):
 )
 def test_a_length_of_time_is_told_in_round_words(seconds, words):
     assert about(seconds) == words
+
+
+def test_one_thing_is_not_told_as_several():
+    assert (counted(1, "model"), counted(2, "model")) == ("1 model", "2 models")
 
 
 def test_without_a_terminal_what_begins_is_a_line_now_and_then(monkeypatch, capsys):
