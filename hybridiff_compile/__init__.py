@@ -31,7 +31,7 @@ _HOMES = {
     "plan": "planning.planner",
     "HybridiffError": "errors",
     "Phase": "ir",
-    "Plan": "planning.predict",
+    "Plan": "planning.report",
     "RunReport": "runtime.report",
     "Verification": "verification",
 }
