@@ -11,13 +11,13 @@ SHARED := -n 2 --dist loadfile
 venv: .venv/ready
 
 .venv/ready: .ci/requirements.txt pyproject.toml
-	@echo "set-up, once: about 4 minutes, most of it downloads"
-	@echo "1 of 4: an environment of its own, .venv (about 15 s)"
+	@echo "set-up, once: about 5 minutes on 2 slow cores"
+	@echo "1 of 4: an environment of its own, .venv (about 30 s)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	@echo "2 of 4: $(TORCH), the largest part (about 2 min)"
 	$(BIN)/pip install --quiet "$(TORCH)"
-	@echo "3 of 4: the other libraries, $$(grep -c == .ci/requirements.txt) of them (about 1 min)"
+	@echo "3 of 4: the other libraries, $$(grep -c == .ci/requirements.txt) of them (about 2 min)"
 	$(BIN)/pip install --quiet -r .ci/requirements.txt
 	@echo "4 of 4: hybridiff_compile itself (about 10 s)"
 	$(BIN)/pip install --quiet --no-deps --editable .

@@ -124,7 +124,7 @@ def folders(out: Path, file: Path | None = None) -> Iterator[None]:
                         made.callback(_remove_if_empty, each)
                 folder.mkdir(exist_ok=True)  # it may be a file
             # A folder may take no files: that is known before the work, not after it.
-            for wanted in (out / "file", *([file] if file else [])):
+            for wanted in (*([file] if file else []), out / ".figures"):
                 part = figures.part_of(wanted)
                 part.touch()
                 part.unlink()
