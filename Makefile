@@ -1,4 +1,4 @@
-# make demo | test | test-all | test-oldest | venv | clean. The only requirement is Python 3.11.
+# make demo | demo-full | test | test-all | test-oldest | venv | clean. The only requirement is Python 3.11.
 PYTHON ?= python3
 # TORCH=torch==2.13.0 is the CPU build on most indexes; pass your CUDA build's requirement instead.
 TORCH ?= torch==2.13.0
@@ -9,15 +9,20 @@ OLDEST := .venv-oldest/bin
 # Two processes take the test files in turn; a test has two ranks, so more would crowd a small machine.
 SHARED := -n 2 --dist loadfile
 
-.PHONY: venv demo test test-all test-oldest lint clean
+.PHONY: venv demo demo-full test test-all test-oldest lint clean
 
 venv: .venv/ready
 
 .venv/ready: .ci/requirements.txt pyproject.toml
+	@echo "set-up, once: about 5 minutes on 2 slow cores"
+	@echo "1 of 4: an environment of its own, .venv (about 30 s)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
+	@echo "2 of 4: $(TORCH), the largest part (about 2 min)"
 	$(BIN)/pip install --quiet "$(TORCH)"
+	@echo "3 of 4: the other libraries, $$(grep -c == .ci/requirements.txt) of them (about 2 min)"
 	$(BIN)/pip install --quiet -r .ci/requirements.txt
+	@echo "4 of 4: hybridiff_compile itself (about 10 s)"
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
@@ -29,7 +34,11 @@ venv: .venv/ready
 	$(OLDEST)/pip install --quiet --no-deps --editable .
 	touch $@
 
+# Few pictures, at most 2 minutes; demo-full makes those of docs/benchmarks.md.
 demo: venv
+	$(BIN)/hybridiff demo --quick --out demo
+
+demo-full: venv
 	$(BIN)/hybridiff demo --out demo
 
 lint: venv

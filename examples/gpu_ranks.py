@@ -16,9 +16,9 @@ from hybridiff_compile.capture.trace import capture
 from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.passes import build_programs
-from hybridiff_compile.planning import clock, devices, steps
+from hybridiff_compile.planning import clock, devices, runs
 from hybridiff_compile.planning.alone import Alone
-from hybridiff_compile.planning.steps import Times
+from hybridiff_compile.planning.runs import Times
 
 STEPS, K = 50, 5
 EAGER, REGIONAL = Lowering(), Lowering("inductor", "regional")
@@ -127,7 +127,8 @@ def projected(
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of a step on two devices, by mode and phase, from each rank's time alone."""
     over = replace(times, cut=link.seconds(cut), prediction=link.seconds(prediction))
-    exact, pipelined = 1e3 * steps.serial(over), 1e3 * steps.pipelined(over)
+    phases = (Phase.SERIAL, Phase.PIPELINED)
+    exact, pipelined = (1e3 * runs.step_seconds("paper", phase, over) for phase in phases)
     return {"exact": {"serial": exact}, "paper": {"serial": exact, "pipelined": pipelined}}
 
 

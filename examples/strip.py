@@ -14,7 +14,7 @@ import torch
 
 import hybridiff_compile
 from hybridiff_compile.bench import models, scenes
-from hybridiff_compile.bench.demo import DRAWING, PROMPT_SEED
+from hybridiff_compile.bench.models import DRAWING
 from hybridiff_compile.bench.sheet import Shown, pictures_side_by_side
 from hybridiff_compile.quality import psnr_db, to_bytes
 
@@ -50,7 +50,7 @@ def shown(caption: str, picture: np.ndarray, reference: np.ndarray) -> Shown:
 def main() -> None:
     """Make the pictures and write the strip."""
     torch.set_num_threads(1)
-    captions = scenes.prompts(PICTURES, PROMPT_SEED, split="unseen")
+    captions = scenes.prompts(PICTURES, scenes.PROMPT_SEED, split="unseen")
     drawn = {}
     for name in DRAWING:
         made = {label: make(name, settings, captions) for label, settings in MODES.items()}

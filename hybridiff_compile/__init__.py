@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hybridiff_compile.ir import Phase as Phase
     from hybridiff_compile.model import Model as Model
     from hybridiff_compile.planning.planner import plan as plan
-    from hybridiff_compile.planning.predict import Plan as Plan
+    from hybridiff_compile.planning.report import Plan as Plan
     from hybridiff_compile.runtime.report import RunReport as RunReport
     from hybridiff_compile.verification import Verification as Verification
 
@@ -31,7 +31,7 @@ _HOMES = {
     "plan": "planning.planner",
     "HybridiffError": "errors",
     "Phase": "ir",
-    "Plan": "planning.predict",
+    "Plan": "planning.report",
     "RunReport": "runtime.report",
     "Verification": "verification",
 }

@@ -1,4 +1,6 @@
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -51,22 +53,39 @@ def test_steps_that_are_no_number_are_exit_code_2():
     assert "Traceback" not in result.output
 
 
-def stop(*_: object) -> None:
-    raise HybridiffError("stopped before the first picture")
+@pytest.fixture
+def stopped(monkeypatch):
+    """A demo that stops before its first picture; the folders that it had made by then."""
+    seen: list[Path] = []
 
+    def stop(*_: object) -> None:
+        raise HybridiffError("stopped before the first picture")
 
-def test_the_demos_folders_are_made_before_any_work(monkeypatch, tmp_path):
+    def look(console: object, seconds: float, what: str) -> None:
+        seen.extend(where_they_go())
+
+    def where_they_go() -> list[Path]:
+        return [path for path in folders if path.is_dir()]
+
+    folders: list[Path] = []
+    monkeypatch.setattr(demonstration.estimate, "step_seconds", lambda pipe, call: 0.02)
+    monkeypatch.setattr(demonstration.command, "announce", look)
     monkeypatch.setattr(demonstration, "_measure", stop)
+    return folders, seen
+
+
+def test_the_demos_folders_are_made_before_any_work_and_go_with_it(stopped, tmp_path):
+    folders, seen = stopped
     out, figures = tmp_path / "new" / "out", tmp_path / "other" / "figures.json"
+    folders += [out, figures.parent]
     result = runner.invoke(app, ["demo", "--out", str(out), "--json", str(figures)])
     assert (result.exit_code, "stopped before" in result.output) == (2, True)
-    assert out.is_dir()
-    assert figures.parent.is_dir()
+    assert seen == folders
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("inner", ["", "below"])
-def test_an_output_folder_that_is_a_file_is_refused_before_any_work(monkeypatch, tmp_path, inner):
-    monkeypatch.setattr(demonstration, "_measure", stop)
+def test_an_output_folder_that_is_a_file_is_refused_before_any_work(stopped, tmp_path, inner):
     out = tmp_path / "file"
     out.write_text("a user's")
     result = runner.invoke(app, ["demo", "--out", str(out / inner)])
@@ -105,6 +124,74 @@ def test_bench_measures_the_models_that_it_is_given_once_each(monkeypatch, tmp_p
         tmp_path / "f.json",
     )
     assert (asked[1].names, asked[1].runs) == (("tiny-sdxl", "tiny-sd3", "sdxl-small"), 7)
+
+
+QUICK = "quick: pictures a mode 4 in place of 24"
+
+
+def asked_for(monkeypatch, module: Any, *arguments: str) -> Any:
+    """What a command would run."""
+    asked = []
+    monkeypatch.setattr(module, "run", lambda wanted, console: asked.append(wanted))
+    assert runner.invoke(app, arguments).exit_code == 0
+    return asked[0]
+
+
+def test_a_quick_demo_makes_fewer_pictures_and_says_so(monkeypatch):
+    def demo(*options: str) -> Any:
+        return asked_for(monkeypatch, demonstration, "demo", *options)
+
+    full = demo()
+    assert (full.prompts, full.steps, full.thinned) == (24, 50, "")
+    quick = demo("--quick")
+    assert (quick.names, quick.prompts, quick.steps, quick.thinned) == (full.names, 4, 50, QUICK)
+    # What was asked for counts.
+    assert demo("--quick", "--prompts", "9").thinned == "quick: nothing left out"
+    assert demo("--quick", "--prompts", "9").prompts == 9
+    small = demo("--quick", "--model", "sdxl-small")
+    assert (small.runs, small.thinned) == (
+        1,
+        "quick: pictures a mode of sdxl-small 1 in place of 3",
+    )
+
+
+def test_a_quick_bench_compiles_nothing_and_a_quick_sweep_is_of_one_model(monkeypatch):
+    from hybridiff_compile.bench import latency_bench, sweep
+
+    bench = asked_for(monkeypatch, latency_bench, "bench", "--quick")
+    assert (bench.models, bench.runs, bench.steps) == (("tiny-sdxl", "tiny-sd3"), 1, 20)
+    assert {backend for _, backend, _ in bench.variants()} == {"eager"}
+    assert bench.thinned == (
+        "quick: no sdxl-small, pictures a row 1 in place of 3, ranks eager in place of inductor, "
+        "steps 20 in place of 50"
+    )
+    full = asked_for(monkeypatch, latency_bench, "bench", "--backend", "eager")
+    assert len(full.variants()) == len(bench.variants()) + 1  # one device compiled too
+    swept = asked_for(monkeypatch, sweep, "sweep", "--quick")
+    assert (swept.names, swept.prompts) == (("tiny-sdxl",), 1)
+    assert swept.thinned == "quick: pictures a point 1 in place of 8, no tiny-sd3"
+
+
+def test_a_quick_bench_of_compiling_has_the_rows_that_users_meet(monkeypatch):
+    from hybridiff_compile.bench import compile_bench
+
+    asked = asked_for(monkeypatch, compile_bench, "bench", "--compile", "--quick")
+    assert (asked.names, asked.runs, asked.steps) == (("tiny-sd3",), 1, 6)
+    assert asked.variants == compile_bench.QUICK
+    assert "no tiny-sdxl and no sdxl-small" in asked.thinned
+    assert "3 rows in place of 10" in asked.thinned
+
+
+def test_a_quick_profile_is_of_one_picture_of_each_kind(monkeypatch):
+    from hybridiff_compile.planning import command
+
+    asked = []
+    monkeypatch.setattr(command, "profile_pipeline", lambda *given: asked.append(given))
+    result = runner.invoke(app, ["profile", "--model", "tiny-sd3", "--quick"])
+    assert result.exit_code == 0, result.output
+    model, _, settings, *_, thinned = asked[0]
+    assert (model, settings["num_inference_steps"], settings["rounds"]) == ("tiny-sd3", 9, 1)
+    assert thinned == "quick: steps 9 in place of 18, pictures of each kind 1 in place of 3"
 
 
 @pytest.mark.parametrize("command", [["compile"], ["export", "--out", "package"]])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hybridiff_compile.planning.devices import Link
-from hybridiff_compile.planning.steps import Times
+from hybridiff_compile.planning.runs import Times
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

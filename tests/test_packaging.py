@@ -87,3 +87,32 @@ def test_wheel_holds_assets_and_type_marker(wheel):
     assert wanted
     assert {p.relative_to(ROOT).as_posix() for p in wanted} <= set(wheel)
     assert f"{PACKAGE}/py.typed" in wheel
+
+
+@pytest.fixture(scope="module")
+def make() -> dict[str, list[str]]:
+    """The Makefile's recipes by target."""
+    found: dict[str, list[str]] = {}
+    target = ""
+    for line in (ROOT / "Makefile").read_text().splitlines():
+        if line.startswith("\t"):
+            found[target].append(line.strip())
+        elif match := re.match(r"([\w./-]+):(?!=)", line):
+            target = match[1]
+            found[target] = []
+    return found
+
+
+def test_the_demo_is_quick_and_the_full_one_is_not(make):
+    assert make["demo"] == ["$(BIN)/hybridiff demo --quick --out demo"]
+    assert make["demo-full"] == ["$(BIN)/hybridiff demo --out demo"]
+
+
+def test_each_step_of_the_set_up_says_what_it_installs_and_how_long(make):
+    recipe = make[".venv/ready"]
+    told = [i for i, line in enumerate(recipe) if re.search(r'echo "\d of 4: .*\(about ', line)]
+    assert [recipe[i][len('@echo "')] for i in told] == ["1", "2", "3", "4"]
+    # No part is silent: each one stands behind the line that tells it.
+    silent = [line for line in recipe[told[0] :] if "install" in line and "@echo" not in line]
+    assert len(silent) == 4
+    assert all(recipe[i + 1].startswith("$(") for i in told)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hybridiff_compile.bench import asked
+from hybridiff_compile.bench import figures, tables
 from hybridiff_compile.bench.figures import Environment, Figures, Row
 from hybridiff_compile.bench.tables import NOT_MEASURED, number
 from hybridiff_compile.errors import ConfigError
@@ -71,7 +70,7 @@ def run(first: Path, second: Path, console: Console) -> Compared:
     Raises:
         ConfigError: one cannot be read, or they have no row in common.
     """
-    found = compare(asked.read_figures(first), asked.read_figures(second))
+    found = compare(figures.read(first), figures.read(second))
     if not found.both:
         raise ConfigError(
             f"{first} and {second} have no row in common: a row is the same if its "
@@ -92,14 +91,13 @@ def run(first: Path, second: Path, console: Console) -> Compared:
 def table(found: Compared, first: Path, second: Path) -> Table:
     """Both values of what was measured in any row, and how many times the first the second is."""
     keys = [
-        key for key in COMPARED if any(_value(r, key) is not None for p in found.both for r in p)
+        key for key in COMPARED if any(getattr(r, key) is not None for p in found.both for r in p)
     ]
-    made = Table(title=f"{first} | {second}", box=box.SIMPLE_HEAD, title_justify="left")
-    made.add_column("row", no_wrap=True)
-    for key in keys:
-        made.add_column(f"{COMPARED[key][0]}\n(ratio)", justify="right", no_wrap=True)
+    made = tables.empty(
+        f"{first} | {second}", "row", *(f"{COMPARED[key][0]}\n(ratio)" for key in keys)
+    )
     for a, b in found.both:
-        made.add_row(_label(a), *(_pair(_value(a, key), _value(b, key), key) for key in keys))
+        made.add_row(_label(a), *(_pair(getattr(a, key), getattr(b, key), key) for key in keys))
     return made
 
 
@@ -111,25 +109,15 @@ def _pair(a: float | None, b: float | None, key: str) -> str:
     return f"{number(a, form, scale)} | {number(b, form, scale)}{ratio}"
 
 
-def _value(row: Row, key: str) -> float | None:
-    return getattr(row, key)
-
-
 def _identity(row: Row) -> tuple[object, ...]:
     return tuple(getattr(row, key) for key in SAME)
 
 
 def _label(row: Row) -> str:
-    shown: tuple[Callable[[Row], object], ...] = (
-        lambda r: r.model,
-        lambda r: r.mode,
-        lambda r: r.backend,
-        lambda r: r.scope,
-        lambda r: None if r.k is None else f"k={r.k}",
-        lambda r: None if r.m is None else f"m={r.m}",
-        lambda r: None if r.tolerance is None else f"tolerance={r.tolerance:g}",
-    )
-    return ", ".join(str(v) for of in shown if (v := of(row)) is not None)
+    named = {"k": row.k, "m": row.m, "tolerance": row.tolerance}
+    parts = [row.model, row.mode, row.backend, row.scope]
+    parts += [f"{name}={value:g}" for name, value in named.items() if value is not None]
+    return ", ".join(part for part in parts if part is not None)
 
 
 def _differences(a: Environment, b: Environment) -> dict[str, tuple[object, object]]:

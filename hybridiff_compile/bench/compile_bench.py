@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hybridiff_compile.bench import asked, compile_chart, compile_table, figures, models, tables
-from hybridiff_compile.bench.compile_row import Job
-from hybridiff_compile.bench.figures import Backend, Mode, Row, Scope
-from hybridiff_compile.errors import HybridiffError
+from hybridiff_compile.bench import charts, command, estimate, figures, models, summary, tables
+from hybridiff_compile.bench.charts import PHASE_COLOURS, Bar
+from hybridiff_compile.bench.command import check_least
+from hybridiff_compile.bench.entrant import Start, entered
+from hybridiff_compile.bench.figures import Backend, Mode, Row, Scope, Variant
+from hybridiff_compile.bench.ready import Job
+from hybridiff_compile.bench.tables import NOT_MEASURED, Layout, by_rank, number
+from hybridiff_compile.ir import Phase
 
-#: The rows of a model: the first is what the others of its backend are compared with.
-VARIANTS: tuple[tuple[Mode, Backend, Scope | None], ...] = (
+#: The rows of a model: the first of a backend is what the others of it are compared with.
+VARIANTS: tuple[Variant, ...] = (
     ("one-device", "eager", None),
     ("one-device", "inductor", None),
     ("exact", "inductor", "stage"),
@@ -33,10 +34,69 @@ VARIANTS: tuple[tuple[Mode, Backend, Scope | None], ...] = (
     ("paper", "inductor", "whole"),
     ("paper", "aot", "stage"),
 )
-_LAST_LINES = 20
+#: Those of a quick run: what users meet.
+QUICK: tuple[Variant, ...] = (VARIANTS[0], VARIANTS[1], VARIANTS[3])
+FOOTNOTE = (
+    "Each row is measured in processes of its own, one after the other, with one thread a rank. "
+    "Cold, warm: seconds until all ranks are ready, with an empty cache folder and with the one "
+    "that the cold process filled. For two ranks that includes capturing the denoiser; for one "
+    "device it is the first denoiser call less a later one. Load: the same for an exported "
+    "package, its worker's start included, which cold and warm leave out. / one dev.: against the "
+    "cold torch.compile of one device. First picture: from a loaded pipeline to the picture, with "
+    "an empty cache. Step: the denoiser call, on the driver's clock. Peak: resident memory of the "
+    "ranks' processes, compiling included; of a C++ compiler that they start it is not. Graphs: "
+    "the compiled ones that each rank has, its own and those that the other compiled for it."
+)
+#: Bars of the chart's left side by key of the figures, with their words and colours.
+READY: Mapping[str, tuple[str, str]] = {
+    "compile_seconds_cold": ("compile, empty cache", "#5b4b9a"),
+    "compile_seconds_warm": ("compile, warm cache", "#b3a6dd"),
+    "load_seconds": ("load a package", "#2a9d74"),
+}
+#: Bars of its right side by phase of the figures.
+STEP: Mapping[str, tuple[str, str]] = {
+    "serial": ("serial step", PHASE_COLOURS[Phase.SERIAL]),
+    "pipelined": ("pipelined step", PHASE_COLOURS[Phase.PIPELINED]),
+}
 
-#: Runs a task ("measure" or "export") in a process of its own, with a cache folder.
-Start = Callable[[str, Job, Path], dict[str, Any]]
+
+def label(mode: Mode, backend: Backend | None, scope: Scope | None) -> str:
+    """A row's name in a few words: `one device, inductor`, `exact, stage`, `paper, package`."""
+    if mode == "one-device":
+        return f"one device, {backend}"
+    return f"{mode}, {'package' if backend == 'aot' else scope or backend}"
+
+
+def layout(rows: Sequence[Row]) -> Layout:
+    """How rows are shown that are compared with torch.compile on one device among them."""
+    cold = {
+        row.model: row.compile_seconds_cold
+        for row in rows
+        if (row.mode, row.backend) == ("one-device", "inductor")
+    }
+
+    def against_one_device(seconds: float | None, row: Row) -> str:
+        return _ratio(seconds, cold.get(row.model))
+
+    columns: tuple[tables.Column, ...] = (
+        ("row", "", lambda row: label(row.mode, row.backend, row.scope)),
+        ("cold", "s", lambda row: number(row.compile_seconds_cold, ".1f")),
+        ("cold /", "one dev.", lambda row: against_one_device(row.compile_seconds_cold, row)),
+        ("warm", "s", lambda row: number(row.compile_seconds_warm, ".1f")),
+        ("warm /", "cold", lambda row: _ratio(row.compile_seconds_warm, row.compile_seconds_cold)),
+        ("load", "s", lambda row: number(row.load_seconds, ".2f")),
+        ("load /", "one dev.", lambda row: against_one_device(row.load_seconds, row)),
+        ("first", "picture s", lambda row: number(row.first_picture_seconds, ".1f")),
+        tables.STEP_MS,
+        tables.PEAK,
+        ("graphs", "by rank", lambda row: by_rank(row.graphs)),
+        ("recompiles", "", lambda row: number(row.recompiles, "d")),
+    )
+    return Layout(columns, FOOTNOTE)
+
+
+def _ratio(value: float | None, of: float | None) -> str:
+    return number(value / of, ".2f") if value is not None and of else NOT_MEASURED
 
 
 @dataclass(frozen=True)
@@ -49,6 +109,8 @@ class CompileBench:
         runs: pictures of each row after its first one.
         out: folder for the table and the chart.
         json: file for the figures, written after every row; None writes none.
+        variants: the rows.
+        thinned: what is left out to be quick, in words.
     """
 
     names: tuple[str, ...] = models.NAMES
@@ -56,13 +118,20 @@ class CompileBench:
     runs: int = 3
     out: Path = Path("bench")
     json: Path | None = None
+    variants: tuple[Variant, ...] = VARIANTS
+    thinned: str = ""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a model that does not exist or a count that measures nothing."""
-        asked.check_names(self.names)
+        models.check_names(self.names)
         # Two steps of every third, so that one of them is not the step in which phases swap.
-        asked.check_least("steps", self.steps, 6)
-        asked.check_least("runs", self.runs, 1)
+        check_least("steps", self.steps, 6)
+        check_least("runs", self.runs, 1)
+
+
+def schedule(mode: Mode, steps: int) -> dict[str, int]:
+    """The paper's mode in thirds, serial, pipelined, serial: both phases, swapped twice."""
+    return {"tau1": steps // 3, "k": steps // 3} if mode == "paper" else {}
 
 
 def run(bench: CompileBench, console: Console) -> list[Row]:
@@ -71,125 +140,136 @@ def run(bench: CompileBench, console: Console) -> list[Row]:
     Raises:
         HybridiffError: a row could not be measured; the figures of those before it are kept.
     """
-    asked.make_folders(bench.out, bench.json)
-    where = figures.environment(threads_per_rank=1)
-    rows: list[Row] = []
-    with _progress(console) as progress:
-        for row in measured(bench, _tell(bench, progress)):
-            rows.append(row)
-            if bench.json is not None:
-                figures.write(bench.json, rows, where)
-    columns = compile_table.columns(rows)
-    _print(rows, columns, console)
-    table, chart = bench.out / "compile.md", bench.out / "compile.png"
-    table.write_text(tables.markdown(rows, columns) + "\n", encoding="utf-8")
-    compile_chart.draw(chart, rows)
-    for path in (table, chart, *([bench.json] if bench.json else [])):
-        console.print(f"wrote {path}", style="dim", soft_wrap=True, highlight=False)
+    where, rows = figures.environment(threads_per_rank=1), list[Row]()
+    count = len(bench.names) * sum(len(_tasks(backend)) for _, backend, _ in bench.variants)
+    with command.output(bench.out, bench.json, console) as folder:
+        each = [estimate.step_seconds(*models.opened(name)) for name in bench.names]
+        seconds = sum(estimate.compiling(step, bench.variants) for step in each)
+        count_of_rows = command.counted(len(bench.variants), "row")
+        what = f"{command.counted(len(each), 'model')}, {count_of_rows}, each compiled anew"
+        command.announce(console, seconds, what)
+        with command.Telling(console, count) as tell:
+            for row in measured(bench, tell):
+                rows.append(row)
+                tell.row(tables.line(row, layout(rows)))
+                if bench.json is not None:
+                    figures.write(bench.json, rows, where)
+        shown = layout(rows)
+        tables.show(rows, shown, console, bench.thinned)
+        tables.close(folder / "compile.md", rows, shown, where, console, bench.thinned)
+        draw(folder / "compile.png", rows)
     return rows
 
 
+def _tasks(backend: Backend) -> tuple[str, ...]:
+    """What each row's processes are started for."""
+    return {"eager": ("steps",), "aot": ("export", "load")}.get(backend, ("cold", "warm"))
+
+
 def measured(
-    bench: CompileBench, tell: Callable[[Job, str], None], start: Start | None = None
+    bench: CompileBench, tell: Callable[[str], None], start: Start = entered
 ) -> Iterator[Row]:
-    """Every row, one process at a time, in the order of the models and of `VARIANTS`.
+    """Every row, one process at a time, in the order of the models and of the variants.
 
     Args:
         bench: what to run.
-        tell: told a row, and what of it begins: "cold", "warm", "export", "load" or "done".
-        start: runs a task; by default in a process of its own.
+        tell: told in a few words what of a row begins.
+        start: opens a row's process.
     """
-    start = start or in_process_of_its_own
     for name in bench.names:
         one_device: dict[Backend, float] = {}
-        for mode, backend, scope in VARIANTS:
-            job = Job(name, mode, backend, scope, bench.steps, bench.runs)
+        call = {**models.call_settings(name), "num_inference_steps": bench.steps}
+        for variant in bench.variants:
             with tempfile.TemporaryDirectory(prefix="hybridiff-bench-") as folder:
-                found = _figures(job, Path(folder), tell, start)
-            tell(job, "done")
-            if mode == "one-device":
-                one_device[backend] = found["seconds"]
-            if backend in one_device:
-                found["speedup"] = one_device[backend] / found["seconds"]
-            what = {"model": name, "mode": mode, "backend": backend, "scope": scope}
-            yield Row(command="bench", **what, **found)
+                switching = schedule(variant[0], bench.steps)
+                job = Job(name, *variant, call, Path(folder) / "cache", switching)
+                row = _row(job, bench.runs, tell, start)
+            if row.mode == "one-device" and row.seconds is not None:
+                one_device[variant[1]] = row.seconds
+            if variant[1] in one_device and row.seconds:
+                row = row.model_copy(update={"speedup": one_device[variant[1]] / row.seconds})
+            yield row
 
 
-def _figures(
-    job: Job, folder: Path, tell: Callable[[Job, str], None], start: Start
-) -> dict[str, Any]:
-    """The figures of one row; its caches and its package lie in the folder, which is empty."""
-    cache = folder / "cache"
+def _row(job: Job, runs: int, tell: Callable[[str], None], start: Start) -> Row:
+    """One row; its caches and its package lie beside each other, in a folder that is empty."""
+
+    def begin(task: str) -> None:
+        tell(f"{job.model}: {label(job.mode, job.backend, job.scope)}, {task}")
+
+    first, *second = _tasks(job.backend)
+    begin(first)
     if job.backend == "aot":
-        job = replace(job, package=str(folder / "package"))
-        tell(job, "export")
-        start("export", job, cache)
-        tell(job, "load")
+        job = replace(job, package=job.cache.with_name("package"))
+        with start(replace(job, exports=True)):
+            pass
+        begin(*second)
         # Another cache, an empty one: loading must not need what exporting compiled.
-        found = start("measure", job, folder / "cache-of-load")
-        return found | {"load_seconds": found.pop("ready_seconds")}
-    tell(job, "cold")
-    found = start("measure", job, cache)
-    if job.backend == "eager":
-        return found
-    tell(job, "warm")
-    warm = start("measure", replace(job, runs=0), cache)
-    return found | {
-        "compile_seconds_cold": found.pop("ready_seconds"),
-        "compile_seconds_warm": warm["ready_seconds"],
+        job = replace(job, cache=job.cache.with_name("cache-of-load"))
+    with start(job) as entrant:
+        made = [entrant.make(seed) for seed in range(1 + runs)]
+        taken, ready = entrant.totals(), entrant.ready_seconds
+    what: dict[str, Any] = {
+        "command": "bench",
+        "model": job.model,
+        "backend": job.backend,
+        "scope": job.scope,
+        "scheduler": entrant.scheduler,
+        "steps": job.call["num_inference_steps"],
+        "guidance_scale": job.call["guidance_scale"],
+        "first_picture_seconds": taken.first_picture_seconds,
+        "peak_rss_mb": taken.peak_rss_mb,
+        "peak_pss_mb": taken.peak_pss_mb,
+        "step_ms_by_phase": summary.driver_ms_by_phase(made)
+        if taken.denoiser_ms is None
+        else {"serial": taken.denoiser_ms},
     }
+    if job.backend != "eager":
+        what |= {"graphs": taken.graphs, "recompiles": taken.recompiles}
+    if job.backend == "aot":
+        what["load_seconds"] = ready
+    elif job.backend == "inductor":
+        begin(*second)
+        with start(job) as again:
+            what["compile_seconds_warm"] = again.ready_seconds
+        what["compile_seconds_cold"] = ready
+    return summary.row(job.mode, made[1:], **what)
 
 
-def in_process_of_its_own(task: str, job: Job, cache: Path) -> dict[str, Any]:
-    """Run a task of `compile_row` in a new process, with a folder for Inductor's caches.
+def draw(path: Path, rows: Sequence[Row]) -> None:
+    """Write one PNG: for each model, a line of bars for each row.
 
-    Raises:
-        HybridiffError: it failed.
+    Seconds have one log axis for all models, so that their bars can be compared; a log axis has no
+    zero, so its bars start at a power of ten and each bears its figure. Steps have a linear axis
+    from zero for each model.
     """
-    # -P: a module of the user's in the working directory must not stand in for a library's.
-    command = [sys.executable, "-P", "-m", "hybridiff_compile.bench.compile_row"]
-    done = subprocess.run(
-        [*command, task, job.to_json()],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)},
-    )
-    if done.returncode != 0:
-        said = "\n".join(f"    {line}" for line in done.stderr.splitlines()[-_LAST_LINES:])
-        raise HybridiffError(
-            f"{job.model}, {compile_table.label(job.mode, job.backend, job.scope)}: the process "
-            f"that was to {task} it ended with exit code {done.returncode}; see to what it said "
-            f"last, and run the benchmark again:\n{said}"
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+    limits = decades([bar.value for row in rows for bar in _bars(_ready(row), READY)])
+    panels = []
+    for name, group in groupby(rows, key=lambda row: row.model):
+        of = list(group)
+        words = "seconds until all ranks are ready (log axis)"
+        left = charts.Side(words, [_bars(_ready(row), READY) for row in of], limits)
+        steps = [_bars(row.step_ms_by_phase or {}, STEP) for row in of]
+        right = charts.Side("a steady step, ms (median)", steps)
+        labels = [label(r.mode, r.backend, r.scope) for r in of]
+        panels.append(charts.Panel(name, labels, [left, right]))
+    charts.draw(path, panels, dict((*READY.values(), *STEP.values())))
 
 
-def _tell(bench: CompileBench, progress: Progress) -> Callable[[Job, str], None]:
-    task = progress.add_task("starting", total=len(bench.names) * len(VARIANTS))
-
-    def tell(job: Job, what: str) -> None:
-        label = compile_table.label(job.mode, job.backend, job.scope)
-        description = f"{job.model}: {label}, {what}"
-        progress.update(task, advance=1 if what == "done" else 0, description=description)
-
-    return tell
+def _ready(row: Row) -> dict[str, float | None]:
+    return {key: getattr(row, key) for key in READY}
 
 
-def _print(rows: list[Row], columns: tuple[tables.Column, ...], console: Console) -> None:
-    width = console.width
-    console.width = max(width, compile_table.WIDTH)
-    for table in tables.terminal_tables(rows, columns):
-        console.print()
-        console.print(table)
-    console.width = width
-    console.print(f"\n{compile_table.FOOTNOTE}", style="dim", highlight=False)
+def _bars(
+    values: Mapping[Any, float | None], kinds: Mapping[str, tuple[str, str]]
+) -> list[charts.Bar]:
+    """A bar for each of what was measured, in the order of the kinds."""
+    found = [(values.get(key), colour) for key, (_, colour) in kinds.items()]
+    return [Bar(v, c, f"{v:.1f}" if v >= 1 else f"{v:.2f}") for v, c in found if v]
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:44}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    )
+def decades(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of a log axis: from a power of ten below the least value to room beyond the most."""
+    if not values:
+        return 0.1, 10.0
+    return 10.0 ** math.floor(math.log10(min(values) / 1.5)), max(values) * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.ir import GUIDED, Phase
 
 #: Forwards of batch B that each of two ranks runs in one step.
@@ -18,6 +19,13 @@ def forwards(phases: Iterable[Phase], mode: str = "exact") -> float:
     In mode "asyncdiff" each is one of 2B, and in a serial step it is rank 0 alone that runs it.
     """
     return (2 if mode == "asyncdiff" else 1) * sum(FORWARDS[phase] for phase in phases)
+
+
+def by_cost(row: Row) -> float | None:
+    """Speed-up over exact on two ranks that messages cost nothing; None without a cost."""
+    if not row.forwards_per_rank or row.steps is None:
+        return None
+    return row.steps / row.forwards_per_rank
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:

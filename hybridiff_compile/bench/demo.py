@@ -8,14 +8,23 @@ from pathlib import Path
 from statistics import median
 
 from rich.console import Console
-from rich.progress import Progress
 
-from hybridiff_compile.bench import asked, figures, models, plots, scenes, sheet, summary, tables
+from hybridiff_compile.bench import (
+    command,
+    estimate,
+    figures,
+    models,
+    plots,
+    scenes,
+    sheet,
+    summary,
+    tables,
+)
+from hybridiff_compile.bench.command import check_least
 from hybridiff_compile.bench.measure import MODES, Made, contenders, measure
-from hybridiff_compile.quality import psnr_db, to_bytes
+from hybridiff_compile.bench.models import DRAWING
+from hybridiff_compile.quality import psnr_db
 
-#: The models whose pictures show something; the pictures of the others are noise.
-DRAWING = ("tiny-sdxl", "tiny-sd3")
 #: The modes whose pictures are shown, with the words above them.
 SHOWN: Mapping[figures.Mode, str] = {
     "one-device": "one device",
@@ -24,10 +33,26 @@ SHOWN: Mapping[figures.Mode, str] = {
     "hybrid": "hybrid",
 }
 SHOWN_PROMPTS = 5
-PROMPT_SEED = 1
-FOOTNOTE = (
+#: Pictures that each mode of a tiny model makes, and how few show the same in a quick run.
+PROMPTS, QUICK = 24, 4
+SHEET_NOTE = (
     "dB: PSNR against one device that runs the two branches one after the other, 100 at most. "
     "right / wrong: whether the picture shows what its caption says."
+)
+LAYOUT = tables.Layout(
+    columns=(
+        tables.MODE,
+        tables.PICTURE,
+        tables.SPEEDUP,
+        tables.STEP_MS,
+        tables.STEPS,
+        tables.PSNR,
+        tables.ERROR,
+        tables.SENT,
+        tables.RIGHT,
+    ),
+    footnote="PSNR and error are against one-device-apart.",
+    width=110,
 )
 
 MadeByMode = Mapping[figures.Mode, Sequence[Made]]
@@ -43,64 +68,78 @@ class Demo:
         prompts: pictures that each mode makes with a model whose pictures can be judged.
         runs: pictures that each mode makes with a model whose pictures are noise.
         out: folder for the images and the table.
-        json: file for the figures; None writes none.
+        json: file for the figures, written after every model; None writes none.
+        thinned: what is left out to be quick, in words.
     """
 
     names: tuple[str, ...] = DRAWING
     steps: int = 50
-    prompts: int = 24
+    prompts: int = PROMPTS
     runs: int = 3
     out: Path = Path("demo")
     json: Path | None = None
+    thinned: str = ""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a model that does not exist or a count that makes no picture."""
-        asked.check_names(self.names)
+        models.check_names(self.names)
         # A step is timed from the end of the one before it, and the paper's mode needs three.
-        asked.check_least("steps", self.steps, 3)
-        asked.check_least("prompts", self.prompts, 1)
-        asked.check_least("runs", self.runs, 1)
+        check_least("steps", self.steps, 3)
+        check_least("prompts", self.prompts, 1)
+        check_least("runs", self.runs, 1)
+
+    def pictures(self, name: str) -> int:
+        """How many each mode makes of a model."""
+        return self.prompts if name in DRAWING else self.runs
 
 
 def run(demo: Demo, console: Console) -> list[figures.Row]:
     """Run every mode of every model; print the tables and write the images and the figures."""
-    asked.make_folders(demo.out, demo.json)
-    rows: list[figures.Row] = []
-    made: dict[str, MadeByMode] = {}
-    captions = scenes.prompts(demo.prompts, PROMPT_SEED, split="unseen")
-    with tables.progress(console) as progress:
-        for name in demo.names:
-            wanted = captions if name in DRAWING else captions[:1] * demo.runs
-            made[name], found = _measure(name, wanted, demo.steps, progress)
-            rows += found
+    rows, made = list[figures.Row](), dict[str, MadeByMode]()
+    captions = scenes.prompts(demo.prompts, scenes.PROMPT_SEED, split="unseen")
     where = figures.environment(threads_per_rank=1)
-    _print(rows, where, console)
-    for path in _write(demo, captions, rows, made, where):
-        console.print(f"wrote {path}", style="dim", soft_wrap=True, highlight=False)
+    with command.output(demo.out, demo.json, console) as folder:
+        counts = {name: 1 + demo.pictures(name) for name in demo.names}  # one warms up
+        each = [estimate.step_seconds(*models.opened(name)) for name in demo.names]
+        steps = [demo.steps * count for count in counts.values()]
+        seconds = [estimate.pictures(s, MODES, n) for s, n in zip(each, steps, strict=True)]
+        what = f"{', '.join(demo.names)}; {len(MODES)} ways to make the same pictures"
+        command.announce(console, sum(seconds), what)
+        with command.Telling(console, sum(1 + len(MODES) * n for n in counts.values())) as tell:
+            for name in demo.names:
+                wanted = captions if name in DRAWING else captions[:1] * demo.runs
+                made[name], found = _measure(name, wanted, demo.steps, tell)
+                tables.show(found, LAYOUT, console, demo.thinned)
+                rows += found
+                if demo.json is not None:
+                    figures.write(demo.json, rows, where)
+        tables.close(folder / "table.md", rows, LAYOUT, where, console, demo.thinned)
+        plots.step_by_step(folder / "steps.png", [trace(name, of) for name, of in made.items()])
+        drawn = {name: _shown(captions, made[name]) for name in demo.names if name in DRAWING}
+        if drawn:
+            path = folder / "pictures.png"
+            sheet.pictures_side_by_side(path, captions[:SHOWN_PROMPTS], drawn, SHEET_NOTE)
+    console.print(f"\n{closing(rows)}", soft_wrap=True, highlight=False)
     return rows
 
 
 def _measure(
-    name: str, captions: Sequence[str], steps: int, progress: Progress
+    name: str, captions: Sequence[str], steps: int, tell: command.Telling
 ) -> tuple[MadeByMode, list[figures.Row]]:
     call = models.call_settings(name)
-    # One warm-up picture each.
-    task = progress.add_task(f"{name}: loading", total=len(MODES) * (len(captions) + 1))
-
-    def tell(mode: figures.Mode) -> None:
-        progress.update(task, advance=1, description=f"{name}: {mode}")
-
+    tell(f"{name}: starting the ranks")
     with contenders(name) as ready:
-        made = measure(ready, captions, progress=tell, num_inference_steps=steps, **call)
+        made = measure(
+            ready,
+            captions,
+            tell=lambda what: tell(f"{name}: {what}"),
+            num_inference_steps=steps,
+            **call,
+        )
         scheduler = ready[0].scheduler
-    progress.update(task, description=name)
-
-    def judge(index: int, of: Made) -> bool:
-        return _is_right(captions[index], of)
-
     rows = summary.rows(
         made,
-        judge=judge if name in DRAWING else None,
+        judge=summary.judge_of(captions) if name in DRAWING else None,
         command="demo",
         model=name,
         scheduler=scheduler,
@@ -110,46 +149,43 @@ def _measure(
     return made, rows
 
 
-def _is_right(caption: str, made: Made) -> bool:
-    return scenes.check(to_bytes(made.pictures[0]), scenes.Scene.parse(caption))
+def closing(rows: Sequence[figures.Row]) -> str:
+    """What the tables say, in a sentence, and what to do next."""
+    of = {(row.model, row.mode): row for row in rows}
+    said = []
+    for name in dict.fromkeys(row.model for row in rows):
+        hybrid = of[name, "hybrid"]
+        said.append(f"{name} {_times(hybrid.speedup)} and {hybrid.psnr_db:.0f} dB from it")
+    same = all(of[name, "exact"].max_abs_error == 0 for name, _ in of)
+    bits = "keeps every bit" if same else "is within rounding"
+    return (
+        f"Against one device, hybrid on two ranks made a picture of {', of '.join(said)} (40 dB is "
+        f"hard to see), and exact {bits}; next, try your own pipeline as in "
+        "examples/two_ranks.py, or ask `hybridiff plan` what two GPUs would gain."
+    )
 
 
-def _write(
-    demo: Demo,
-    captions: Sequence[str],
-    rows: Sequence[figures.Row],
-    made: Mapping[str, MadeByMode],
-    where: figures.Environment,
-) -> list[Path]:
-    demo.out.mkdir(parents=True, exist_ok=True)
-    written = [demo.out / "table.md", demo.out / "steps.png"]
-    written[0].write_text(tables.markdown(rows) + "\n", encoding="utf-8")
-    plots.step_by_step(written[1], [trace(name, by_mode) for name, by_mode in made.items()])
-    drawn = {name: _shown(captions, made[name]) for name in demo.names if name in DRAWING}
-    if drawn:
-        written.append(demo.out / "pictures.png")
-        sheet.pictures_side_by_side(written[-1], captions[:SHOWN_PROMPTS], drawn, FOOTNOTE)
-    if demo.json is not None:
-        figures.write(demo.json, rows, where)
-        written.append(demo.json)
-    return written
+def _times(speedup: float | None) -> str:
+    if not speedup:
+        return "at an unknown speed"
+    return f"{speedup:.2f} times as fast" if speedup >= 1 else f"{1 / speedup:.2f} times as slow"
 
 
 def _shown(captions: Sequence[str], made: MadeByMode) -> dict[str, list[sheet.Shown]]:
-    def shown(caption: str, of: Made, reference: Made) -> sheet.Shown:
-        verdict = "right" if _is_right(caption, of) else "wrong"
+    is_right = summary.judge_of(captions)
+
+    def shown(index: int, of: Made, reference: Made) -> sheet.Shown:
+        verdict = "right" if is_right(index, of) else "wrong"
         db = psnr_db(of.pictures, reference.pictures)
         return sheet.Shown(of.pictures[0], f"{db:.0f} dB, {verdict}")
 
-    chosen = captions[:SHOWN_PROMPTS]
-    return {
-        label: [
-            shown(caption, of, reference)
-            for caption, of, reference in zip(
-                chosen, made[mode], made[summary.REFERENCE], strict=False
-            )
-        ]
+    pairs = {
+        label: list(zip(made[mode], made[summary.REFERENCE], strict=True))[:SHOWN_PROMPTS]
         for mode, label in SHOWN.items()
+    }
+    return {
+        label: [shown(i, of, reference) for i, (of, reference) in enumerate(both)]
+        for label, both in pairs.items()
     }
 
 
@@ -175,19 +211,4 @@ def trace(name: str, made: MadeByMode) -> plots.Trace:
             SHOWN[mode]: summary.step_ms_by_phase(made[mode])["serial"]
             for mode in ("one-device", "exact")
         },
-    )
-
-
-def _print(rows: Sequence[figures.Row], where: figures.Environment, console: Console) -> None:
-    width = console.width
-    console.width = max(width, tables.WIDTH)
-    for table in tables.terminal_tables(rows):
-        console.print()
-        console.print(table)
-    console.width = width
-    console.print(
-        f"\nPSNR and error are against one-device-apart. {where.threads_per_rank} thread a rank on "
-        f"{where.cpu}, {where.cpu_count} cores; torch {where.torch}, diffusers {where.diffusers}.",
-        style="dim",
-        highlight=False,
     )

@@ -9,9 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from hybridiff_compile.config import Estimator
+from hybridiff_compile.errors import ConfigError
 
 Mode = Literal[
     "one-device",
@@ -26,6 +35,8 @@ Mode = Literal[
 PhaseName = Literal["serial", "pipelined", "forecast"]
 Backend = Literal["eager", "inductor", "aot", "onnx", "tensorrt"]
 Scope = Literal["stage", "regional", "whole"]
+#: What a row of a benchmark is of: one device has no scope.
+Variant = tuple[Mode, Backend, Scope | None]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -185,9 +196,20 @@ def read(path: Path) -> Figures:
     """Read a file of figures.
 
     Raises:
-        pydantic.ValidationError: the file holds an unknown key or a value out of its range.
+        ConfigError: it cannot be read, or holds an unknown key or a value out of its range.
     """
-    return Figures.model_validate_json(path.read_text(encoding="utf-8"))
+    try:
+        return Figures.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"{path} cannot be read: {e.strerror}; name a file of --json.") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path} is no text; name a file that --json wrote.") from e
+    except ValidationError as e:
+        (why, *_) = e.errors()
+        where = ".".join(map(str, why["loc"])) or "its top level"
+        raise ConfigError(
+            f"{path} is no file of figures: {why['msg']} at {where}; name one that --json wrote."
+        ) from e
 
 
 def _cpu_name() -> str:

@@ -89,8 +89,7 @@ def contenders(name: str, modes: Sequence[Mode] = tuple(MODES)) -> Iterator[list
     with ExitStack() as stack:
         ready = []
         for mode in modes:
-            pipe: Any = models.load(name)
-            pipe.set_progress_bar_config(disable=True)
+            pipe, _ = models.opened(name)
             scheduler, settings = type(pipe.scheduler).__name__, MODES[mode]
             if settings is None:
                 ready.append(Contender(mode, scheduler, pipe))
@@ -127,7 +126,7 @@ def measure(
     ready: Sequence[Contender],
     prompts: Sequence[str],
     *,
-    progress: Callable[[Mode], None] = lambda mode: None,
+    tell: Callable[[str], None] = lambda what: None,
     **call: Any,
 ) -> dict[Mode, list[Made]]:
     """Make every prompt's picture with every contender, after one warm-up picture each.
@@ -135,7 +134,7 @@ def measure(
     Args:
         ready: the contenders; each round of them starts with another one.
         prompts: prompt i gets seed i, with every contender.
-        progress: told the mode after every picture, warm-up included.
+        tell: told what begins, a mode's picture of a round, warm-up included.
         call: further keywords of the pipeline's call.
 
     Returns:
@@ -144,13 +143,13 @@ def measure(
     made: dict[Mode, list[Made]] = {contender.mode: [] for contender in ready}
     with one_thread():
         for contender in ready:
+            tell(f"{contender.mode}, warming up")
             make(contender, prompts[0], 0, **call)
-            progress(contender.mode)
         for seed, prompt in enumerate(prompts):
             first = seed % len(ready)
             for contender in (*ready[first:], *ready[:first]):
+                tell(f"{contender.mode}, picture {seed + 1} of {len(prompts)}")
                 made[contender.mode].append(make(contender, prompt, seed, **call))
-                progress(contender.mode)
     return made
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from hybridiff_compile.errors import ConfigError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 NAMES = ("tiny-sdxl", "tiny-sd3", "sdxl-small")
+#: Those whose pictures show something; the pictures of the other are noise.
+DRAWING = ("tiny-sdxl", "tiny-sd3")
 
 _CALL_SETTINGS: dict[str, dict[str, Any]] = {
     "tiny-sdxl": {"height": 64, "width": 64, "guidance_scale": 5.0},
@@ -66,10 +68,32 @@ def load_folder(folder: Path, **options: Any) -> DiffusionPipeline:
         ) from e
 
 
+def opened(model: str) -> tuple[Any, dict[str, Any]]:
+    """A pipeline that shows no progress, and the keywords of a call that it was trained for.
+
+    Args:
+        model: one of NAMES, or the folder of a pipeline.
+
+    Raises:
+        ConfigError: see `load_folder`.
+    """
+    known = model in NAMES
+    pipe: Any = load(model) if known else load_folder(Path(model))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, call_settings(model) if known else {}
+
+
 def call_settings(name: str) -> dict[str, Any]:
     """The keywords of a pipeline call that the model was trained for (a new dict each time)."""
     _known(name)
     return dict(_CALL_SETTINGS[name])
+
+
+def check_names(names: Sequence[str], known: Sequence[str] = NAMES, what: str = "model") -> None:
+    """Raise ConfigError for a name that is not known."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"unknown {what} {', '.join(unknown)}; choose from {', '.join(known)}.")
 
 
 def _known(name: str) -> None:

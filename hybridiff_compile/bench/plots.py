@@ -14,10 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from hybridiff_compile.bench.style import GRID, INK, PAPER, QUIET, save
+from hybridiff_compile.bench.charts import INK, PAPER, PHASE_COLOURS, beside, save, style
 from hybridiff_compile.ir import Phase
-
-PHASE_COLOURS = {Phase.SERIAL: "#3b6fb6", Phase.PIPELINED: "#f08a24"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def step_by_step(path: Path, traces: Sequence[Trace]) -> None:
 
 
 def _plot_discrepancy(axes: Axes, trace: Trace) -> None:
-    _style(axes)
+    style(axes, "y")
     axes.set_title(trace.model, loc="left", size=14, weight="bold", color=INK, pad=12)
     curves = np.asarray(trace.discrepancies, dtype=float)
     steps = np.arange(curves.shape[1])
@@ -73,20 +71,14 @@ def _plot_discrepancy(axes: Axes, trace: Trace) -> None:
     for edge in (begin, end):
         axes.axvline(edge, color=colour, linewidth=1.2)
     late = begin + end > len(steps)
-    axes.annotate(
-        rf"$\tau_1$ = {trace.tau1},  $\tau_2$ = {trace.tau2}",
-        xy=(begin if late else end, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(-6 if late else 6, -4),
-        textcoords="offset points",
-        ha="right" if late else "left",
-        va="top",
-        color=INK,
-    )
+    words = rf"$\tau_1$ = {trace.tau1},  $\tau_2$ = {trace.tau2}"
+    at, offset, side = (begin, -6, "right") if late else (end, 6, "left")
+    how = {"xycoords": ("data", "axes fraction"), "ha": side, "va": "top"}
+    beside(axes, words, (at, 1), (offset, -4), **how)
 
 
 def _plot_times(axes: Axes, trace: Trace) -> None:
-    _style(axes)
+    style(axes, "y")
     steps, times = np.arange(len(trace.step_ms)), np.asarray(trace.step_ms, dtype=float)
     for phase, colour in PHASE_COLOURS.items():
         chosen = np.array([p.kind == phase.kind for p in trace.phases])
@@ -95,31 +87,14 @@ def _plot_times(axes: Axes, trace: Trace) -> None:
     by_height = sorted(trace.baselines.items(), key=lambda item: item[1])
     for (name, ms), line, grows in zip(by_height, (":", "--"), ("top", "bottom"), strict=True):
         axes.axhline(ms, color=INK, linewidth=1.1, linestyle=line)
-        axes.annotate(
-            f"{name}\n{ms:.1f} ms",
-            xy=(1, ms),
-            xycoords=("axes fraction", "data"),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va=grows,
-            size=9,
-            color=INK,
-        )
+        how = {"xycoords": ("axes fraction", "data"), "va": grows, "size": 9}
+        beside(axes, f"{name}\n{ms:.1f} ms", (1, ms), (5, 0), **how)
     top = max([float(np.nanmax(times)), *trace.baselines.values()])
     axes.set_ylim(0, 1.15 * top)
     axes.set_xlim(-0.8, len(times) - 0.2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("step (the first is not timed)", color=INK)
     axes.set_ylabel("time of a step, ms", color=INK)
-
-
-def _style(axes: Axes) -> None:
-    axes.set_facecolor(PAPER)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(QUIET)
-    axes.tick_params(colors=QUIET, labelsize=9)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _legend(figure: Figure) -> None:

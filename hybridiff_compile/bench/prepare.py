@@ -12,7 +12,7 @@ from rich.console import Console
 
 import hybridiff_compile
 from hybridiff_compile import package
-from hybridiff_compile.bench import asked, models, ranks
+from hybridiff_compile.bench import command, models, ranks
 from hybridiff_compile.errors import ConfigError, HybridiffError
 from hybridiff_compile.package.manifest import Call, Manifest, TensorLeaf
 
@@ -47,11 +47,11 @@ class Wanted:
                 f"model={self.model}, pipe={self.pipe}: give one of --model NAME and --pipe FOLDER."
             )
         if self.model is not None:
-            asked.check_names([self.model])
+            models.check_names([self.model])
         for name in ("height", "width", "images", "steps"):
             value = getattr(self, name)
             if value is not None:
-                asked.check_least(name, value, 1)
+                command.check_least(name, value, 1)
 
     @property
     def name(self) -> str:

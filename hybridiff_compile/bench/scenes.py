@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 SIZE = 64
+#: Of the captions that the measurements draw.
+PROMPT_SEED = 1
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {
     "red": (235, 45, 40),

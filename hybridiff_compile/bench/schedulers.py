@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from diffusers import (
@@ -23,15 +22,6 @@ _CLASSES: dict[str, Any] = {
 NAMES = tuple(_CLASSES)
 #: For a denoiser trained by flow matching, and for any other.
 _FOR_FLOW, _FOR_NOISE = ("dpm++2m", "flow-euler"), ("ddim", "euler", "dpm++2m")
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raise ConfigError for a sampler that does not exist."""
-    unknown = [name for name in names if name not in NAMES]
-    if unknown:
-        raise ConfigError(
-            f"unknown scheduler {', '.join(unknown)}; choose from {', '.join(NAMES)}."
-        )
 
 
 def build(name: str, current: Any, model: str) -> Any:

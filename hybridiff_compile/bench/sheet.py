@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hybridiff_compile.bench.style import GRID, INK, PAPER, QUIET, save
+from hybridiff_compile.bench.charts import GRID, INK, PAPER, QUIET, save
 from hybridiff_compile.quality import Pictures, to_bytes
 
 

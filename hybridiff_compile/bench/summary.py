@@ -9,15 +9,25 @@ from typing import Any, get_args
 
 import numpy as np
 
+from hybridiff_compile.bench import scenes
 from hybridiff_compile.bench.cost import forwards
 from hybridiff_compile.bench.figures import Mode, PhaseName, Row
 from hybridiff_compile.bench.measure import Made
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.quality import max_abs_error, psnr_db
+from hybridiff_compile.quality import max_abs_error, psnr_db, to_bytes
 
 REFERENCE: Mode = "one-device-apart"
 #: Whether picture number i shows what prompt number i asks for.
 Judge = Callable[[int, Made], bool]
+
+
+def judge_of(captions: Sequence[str]) -> Judge:
+    """Whether a picture shows what the caption of its number says."""
+
+    def judge(index: int, made: Made) -> bool:
+        return scenes.check(to_bytes(made.pictures[0]), scenes.Scene.parse(captions[index]))
+
+    return judge
 
 
 def rows(
@@ -40,7 +50,7 @@ def rows(
 def row(
     mode: Mode,
     made: Sequence[Made],
-    reference: Sequence[Made],
+    reference: Sequence[Made] | None = None,
     *,
     judge: Judge | None = None,
     one_device: float | None = None,
@@ -51,7 +61,7 @@ def row(
     Args:
         mode: its name.
         made: its pictures.
-        reference: the pictures of REFERENCE.
+        reference: the pictures of REFERENCE; None if none are compared.
         judge: None when the pictures show nothing that could be judged.
         one_device: seconds of a picture in mode `one-device`; None if it was not measured.
         what: further keys of the row; they come before what is found here.
@@ -63,7 +73,7 @@ def row(
         found |= {"bytes_sent": shown.report.bytes_sent, "tau1": shown.report.tau1}
         if shown.report.tau1 is not None and shown.report.tau2 is not None:
             found["k"] = shown.report.tau2 - shown.report.tau1
-    if mode != REFERENCE:
+    if reference is not None and mode != REFERENCE:
         found["max_abs_error"] = max_abs_error(
             [m.latents for m in made], [m.latents for m in reference]
         )
@@ -115,6 +125,14 @@ def step_ms_by_phase(made: Sequence[Made]) -> dict[PhaseName, float]:
         # The first step has no step before it from whose end it could be timed.
         for phase, seconds in zip(phases(m)[1:], m.step_seconds, strict=True):
             times[phase_name(phase)].append(1000 * seconds)
+    return {name: median(of) for name, of in times.items()}
+
+
+def driver_ms_by_phase(made: Sequence[Made]) -> dict[PhaseName, float]:
+    """Median milliseconds of a denoiser call in each phase on two ranks, by the driver's clock."""
+    times: dict[PhaseName, list[float]] = defaultdict(list)
+    for step in (s for m in made if m.report for s in m.report.steps):
+        times[phase_name(step.phase)].append(1000 * step.seconds)
     return {name: median(of) for name, of in times.items()}
 
 

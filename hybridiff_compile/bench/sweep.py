@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 from hybridiff_compile import api
 from hybridiff_compile.bench import (
-    asked,
+    command,
+    estimate,
     figures,
     grid,
     models,
@@ -22,21 +22,50 @@ from hybridiff_compile.bench import (
     schedulers,
     summary,
     sweep_plot,
-    sweep_table,
     tables,
 )
-from hybridiff_compile.bench.cost import forwards
+from hybridiff_compile.bench.command import check_least
+from hybridiff_compile.bench.cost import by_cost, forwards
 from hybridiff_compile.bench.grid import Point
 from hybridiff_compile.bench.measure import Contender, Made, measure
+from hybridiff_compile.bench.models import DRAWING
+from hybridiff_compile.bench.tables import NOT_MEASURED, number
 from hybridiff_compile.config import SwitchSettings
 from hybridiff_compile.errors import ConfigError
-from hybridiff_compile.quality import ssim, to_bytes
+from hybridiff_compile.quality import ssim
 
-#: The models whose pictures show something; the pictures of the other are noise.
-DRAWING = ("tiny-sdxl", "tiny-sd3")
-PROMPT_SEED = 1
 #: The most that any claim of docs/modes.md is made on.
 MOST_PROMPTS = 200
+LAYOUT = tables.Layout(
+    columns=(
+        tables.MODE,
+        ("scheduler", "", lambda row: (row.scheduler or "-").removesuffix("Scheduler")),
+        ("steps", "", lambda row: number(row.steps, "d")),
+        ("tau1", "", lambda row: number(row.tau1, "d")),
+        ("k", "", lambda row: number(row.k, "d")),
+        ("m", "", lambda row: number(row.m, "d")),
+        ("toler-", "ance", lambda row: number(row.tolerance, "g")),
+        ("estimator", "", lambda row: row.estimator or NOT_MEASURED),
+        ("serial / pip.", "/ forecast", lambda row: tables.by_phase(row.steps_by_phase, "d")),
+        ("cost", "forwards", lambda row: number(row.forwards_per_rank, ".1f")),
+        ("speed-up", "by cost", lambda row: number(by_cost(row), ".2f")),
+        tables.PICTURE,
+        ("ranks", "", lambda row: number(row.ranks, "d")),
+        tables.PSNR,
+        tables.ERROR,
+        tables.RIGHT,
+    ),
+    footnote=(
+        "Steps: those that lie in each phase, of the picture with the median cost. Cost: forwards "
+        "of one branch that each of two ranks runs for a picture (a serial step 1, a pipelined one "
+        "1/2, an extrapolated one 0; of asyncdiff, which runs both branches in one batch, twice "
+        "that), mean over pictures; speed-up by cost: against exact, which runs one at every step, "
+        "if messages cost nothing. Picture: measured seconds, by as many processes as `ranks` "
+        "says; extrapolating on one gives what it gives on two, but for rounding. PSNR and error "
+        "are against one-device-apart, same prompts and seeds."
+    ),
+    titled=("scheduler", "steps"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +80,9 @@ class Sweep:
         steps: numbers of denoising steps, one after the other.
         prompts: pictures that each point makes.
         out: folder for the plot and the table.
-        json: file for the figures; None is `figures.json` in `out`.
+        json: file for the figures, written after every row; None is `figures.json` in `out`,
+            written at the end.
+        thinned: what is left out to be quick, in words.
     """
 
     names: tuple[str, ...] = DRAWING
@@ -62,23 +93,19 @@ class Sweep:
     prompts: int = 8
     out: Path = Path("sweep")
     json: Path | None = None
+    thinned: str = ""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what could not be run."""
         if bool(self.names) == (self.pipe is not None):
             raise ConfigError("name either models or a pipeline: --model NAME or --pipe FOLDER.")
-        asked.check_names(self.names)
-        schedulers.check_names(self.schedulers)
+        models.check_names(self.names)
+        models.check_names(self.schedulers, schedulers.NAMES, "scheduler")
         for steps in self.steps:
-            asked.check_least("steps", steps, 3)  # the fewest that a warm-up leaves room in
-        asked.check_least("prompts", self.prompts, 1)
+            check_least("steps", steps, 3)  # the fewest that a warm-up leaves room in
+        check_least("prompts", self.prompts, 1)
         if self.prompts > MOST_PROMPTS:
             raise ConfigError(f"prompts={self.prompts} must be at most {MOST_PROMPTS}.")
-
-    @property
-    def file(self) -> Path:
-        """Where the figures go."""
-        return self.json or self.out / "figures.json"
 
 
 @dataclass(frozen=True)
@@ -115,62 +142,59 @@ def run(sweep: Sweep, console: Console) -> list[figures.Row]:
         ConfigError: a point does not fit one of the runs; nothing was measured then.
     """
     settings = list(_settings(sweep))
-    _check(sweep.points, settings)
-    asked.make_folders(sweep.out, sweep.file)
-    captions = scenes.prompts(sweep.prompts, PROMPT_SEED, split="unseen")
-    where = figures.environment(threads_per_rank=1)
-    rows: list[figures.Row] = []
-    with tables.progress(console) as progress:
-        for setting in settings:
-            for row in _measure(setting, sweep.points, captions, progress):
-                rows.append(row)
-                figures.write(sweep.file, rows, where)  # all that there is, if it is interrupted
-    sweep_table.show(rows, where, console)
-    table, plot = sweep.out / "table.md", sweep.out / "sweep.png"
-    table.write_text(tables.markdown(rows, sweep_table.COLUMNS) + "\n", encoding="utf-8")
-    sweep_plot.draw(plot, rows)
-    for path in (table, plot, sweep.file):
-        console.print(f"wrote {path}", style="dim", soft_wrap=True, highlight=False)
+    for setting in settings:
+        for point in sweep.points:
+            point.used(setting.family, setting.steps)
+    captions = scenes.prompts(sweep.prompts, scenes.PROMPT_SEED, split="unseen")
+    where, rows = figures.environment(threads_per_rank=1), list[figures.Row]()
+    with command.output(sweep.out, sweep.json, console) as folder:
+        modes = [summary.REFERENCE, *(point.mode for point in sweep.points)]
+        rounds = 1 + sweep.prompts  # one warms up
+        each = [(estimate.step_seconds(s.pipe, s.call), s.steps * rounds) for s in settings]
+        seconds = [estimate.pictures(step, modes, steps) for step, steps in each]
+        what = (
+            f"{command.counted(len(each), 'setting')}, {len(modes)} points, {rounds} pictures each"
+        )
+        command.announce(console, sum(seconds), what)
+        with command.Telling(console, len(settings) * len(modes) * rounds) as tell:
+            for setting in settings:
+                for row in _measure(setting, sweep.points, captions, tell):
+                    rows.append(row)
+                    tell.row(tables.line(row, LAYOUT))
+                    if sweep.json is not None:
+                        figures.write(sweep.json, rows, where)
+        tables.show(rows, LAYOUT, console, sweep.thinned)
+        tables.close(folder / "table.md", rows, LAYOUT, where, console, sweep.thinned)
+        sweep_plot.draw(folder / "sweep.png", rows)
+        if sweep.json is None:
+            figures.write(folder / "figures.json", rows, where)
     return rows
 
 
 def _settings(sweep: Sweep) -> Iterator[_Setting]:
     """Every pipeline, with each of the samplers, with each number of steps."""
-    for name in sweep.names or (None,):
-        if name is None:
-            assert sweep.pipe is not None
-            pipe: Any = models.load_folder(sweep.pipe)
-            name, call, is_judged = sweep.pipe.resolve().name, {}, False
-        else:
-            pipe, call = models.load(name), models.call_settings(name)
-            is_judged = name in DRAWING
-        pipe.set_progress_bar_config(disable=True)
+    for model in sweep.names or (str(sweep.pipe),):
+        pipe, call = models.opened(model)
+        name = model if sweep.names else Path(model).resolve().name
         made = [schedulers.build(s, pipe.scheduler, name) for s in sweep.schedulers]
         for scheduler in made or [pipe.scheduler]:
             for steps in sweep.steps:
-                yield _Setting(name, pipe, scheduler, steps, call, is_judged)
-
-
-def _check(points: Sequence[Point], settings: Sequence[_Setting]) -> None:
-    for setting in settings:
-        for point in points:
-            point.used(setting.family, setting.steps)
+                yield _Setting(name, pipe, scheduler, steps, call, model in DRAWING)
 
 
 def _measure(
-    setting: _Setting, points: Sequence[Point], captions: Sequence[str], progress: Progress
+    setting: _Setting, points: Sequence[Point], captions: Sequence[str], tell: command.Telling
 ) -> Iterator[figures.Row]:
     """The row of the reference, then that of each point."""
-    count = (len(points) + 1) * (len(captions) + 1)  # a warm-up picture each
-    task = progress.add_task(setting.name, total=count)
     before, setting.pipe.scheduler = setting.pipe.scheduler, setting.scheduler
 
     def make(mode: figures.Mode, how: dict[str, Any]) -> list[Made]:
-        progress.update(task, description=f"{setting.name}: {mode}")
         with api.optimize(setting.pipe, **how) as model:
             ready = Contender(mode, "", model, lambda: model.report)
             call = {**setting.call, "num_inference_steps": setting.steps}
-            done = measure([ready], captions, progress=lambda _: progress.advance(task), **call)
+            done = measure(
+                [ready], captions, tell=lambda what: tell(f"{setting.name}: {what}"), **call
+            )
         report = done[mode][0].report
         if report is None or not report.steps:
             raise ConfigError(
@@ -179,11 +203,8 @@ def _measure(
             )
         return done[mode]
 
-    def judge(index: int, made: Made) -> bool:
-        return scenes.check(to_bytes(made.pictures[0]), scenes.Scene.parse(captions[index]))
-
     what = {"command": "sweep", **setting.what()}
-    judged = judge if setting.is_judged else None
+    judged = summary.judge_of(captions) if setting.is_judged else None
     try:
         reference = make(summary.REFERENCE, {"gpus": 1, "mode": "exact"})
         yield summary.row(summary.REFERENCE, reference, reference, judge=judged, ranks=1, **what)
@@ -198,7 +219,6 @@ def _measure(
             yield row
     finally:
         setting.pipe.scheduler = before
-    progress.update(task, description=setting.name)
 
 
 def _beside(mode: str, made: Sequence[Made], reference: Sequence[Made]) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hybridiff_compile.bench.cost import frontier
+from hybridiff_compile.bench.charts import INK, PAPER, QUIET, beside, legend, save, style
+from hybridiff_compile.bench.cost import by_cost, frontier
 from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.bench.grid import label
 from hybridiff_compile.bench.labels import place
-from hybridiff_compile.bench.style import GRID, INK, PAPER, QUIET, save
-from hybridiff_compile.bench.sweep_table import by_cost, setting
+from hybridiff_compile.bench.tables import setting
 
 COLOURS = {
     "exact": "#667085",
@@ -49,13 +49,13 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
         x = (i % across) * _WIDTH + _LEFT
         y = height - (i // across + 1) * _HEIGHT + _BOTTOM
         _panel(figure.add_axes((x / width, y / height, *inner)), panel)
-    _legend(figure, {row.mode for row in shown}, height)
+    legend(figure, _handles({row.mode for row in shown}))
     save(figure, path)
 
 
 def _panel(axes: Axes, rows: Sequence[Row]) -> None:
     points = [(by_cost(row) or 0.0, row.psnr_db or 0.0) for row in rows]
-    _style(axes, rows[0], points)
+    _frame(axes, rows[0], points)
     best = frontier(points)
     axes.plot(*zip(*(points[i] for i in best), strict=True), color=QUIET, linewidth=1, zorder=1)
     for row, (x, y) in zip(rows, points, strict=True):
@@ -72,15 +72,8 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
     for i, corner in zip(order, corners, strict=True):
         if corner is not None:
             offset = (corner[0] - at[i][0], corner[1] - at[i][1])
-            axes.annotate(
-                words[i],
-                xy=points[i],
-                xytext=offset,
-                textcoords="offset points",
-                size=_SIZE,
-                color=COLOURS[rows[i].mode],
-                va="bottom",
-            )
+            how = {"size": _SIZE, "color": COLOURS[rows[i].mode], "va": "bottom"}
+            beside(axes, words[i], points[i], offset, **how)
 
 
 def _extent(words: str) -> tuple[float, float]:
@@ -88,17 +81,12 @@ def _extent(words: str) -> tuple[float, float]:
     return 0.6 * _SIZE * len(words), 1.25 * _SIZE
 
 
-def _style(axes: Axes, row: Row, points: Sequence[tuple[float, float]]) -> None:
+def _frame(axes: Axes, row: Row, points: Sequence[tuple[float, float]]) -> None:
     xs, ys = zip(*points, strict=True)
     axes.set_xlim(0.95 * min(1.0, *xs), 1.0 + 1.18 * (max(xs) - 1.0) + 0.1)
     margin = 0.12 * (max(ys) - min(ys)) + 1
     axes.set_ylim(min(ys) - margin, max(ys) + margin)
-    axes.set_facecolor(PAPER)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(QUIET)
-    axes.tick_params(colors=QUIET, labelsize=9)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
+    style(axes)
     axes.set_xlabel("speed-up over exact by cost, messages free", color=INK)
     axes.set_ylabel("PSNR against one device, dB", color=INK)
     axes.set_title(row.model, loc="left", size=13, weight="bold", color=INK, pad=10)
@@ -107,19 +95,8 @@ def _style(axes: Axes, row: Row, points: Sequence[tuple[float, float]]) -> None:
     axes.set_title(words, loc="right", size=9, color=QUIET, pad=10)
 
 
-def _legend(figure: Figure, modes: set[str], height: float) -> None:
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=mode)
-        for mode, colour in COLOURS.items()
-        if mode in modes
-    ]
-    handles.append(Line2D([], [], color=QUIET, linewidth=1, label="frontier"))
-    figure.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 0.1 / height),
-        ncols=len(handles),
-        frameon=False,
-        labelcolor=INK,
-        fontsize=9,
-    )
+def _handles(modes: set[str]) -> list[Line2D]:
+    """What the legend shows."""
+    shown = [(mode, colour) for mode, colour in COLOURS.items() if mode in modes]
+    points = [Line2D([], [], marker="o", linestyle="", color=c, label=mode) for mode, c in shown]
+    return [*points, Line2D([], [], color=QUIET, linewidth=1, label="frontier")]

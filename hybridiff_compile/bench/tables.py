@@ -1,40 +1,129 @@
-"""Rows of figures as a table, for the terminal and for Markdown."""
+"""Rows of figures as tables, for the terminal and for Markdown: one way for every command."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import get_args
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hybridiff_compile.bench.figures import PhaseName, Row
+from hybridiff_compile.bench.figures import Environment, PhaseName, Row
 
 NOT_MEASURED = "-"
 PHASES = "serial / pip.\n/ forecast"
 #: Head, unit, text of the cell.
 Column = tuple[str, str, Callable[[Row], str]]
 
-#: A terminal that is narrower had better wrap the lines than cut the figures.
-WIDTH = 110
+
+@dataclass(frozen=True)
+class Layout:
+    """How a command shows its rows.
+
+    Attributes:
+        columns: of its tables.
+        footnote: what they mean.
+        titled: heads of columns that a terminal's tables say in their titles.
+        width: a terminal that is narrower had better wrap the lines than cut the figures.
+    """
+
+    columns: tuple[Column, ...]
+    footnote: str
+    titled: tuple[str, ...] = ()
+    width: int = 142
 
 
-def terminal_tables(rows: Sequence[Row], columns: Sequence[Column] | None = None) -> list[Table]:
-    """One table for each model, in the order of the rows; the columns of `DEMO` unless given."""
-    groups = groupby(rows, key=lambda row: row.model)
-    return [_terminal_table(list(group), columns or DEMO) for _, group in groups]
+def setting(row: Row) -> tuple[str, str | None, int | None]:
+    """What the rows of one table have in common."""
+    return row.model, row.scheduler, row.steps
 
 
-def markdown(rows: Sequence[Row], columns: Sequence[Column] | None = None) -> str:
+def header(where: Environment) -> str:
+    """What it was measured on, in a line."""
+    return (
+        f"{where.cpu}, {where.cpu_count} cores, {where.threads_per_rank} thread a rank; "
+        f"{where.os}, Python {where.python}, torch {where.torch}, diffusers {where.diffusers}"
+    )
+
+
+def show(rows: Sequence[Row], layout: Layout, console: Console, thinned: str = "") -> None:
+    """Print a table for each setting.
+
+    Args:
+        rows: in order.
+        layout: of them.
+        console: to print on.
+        thinned: what was left out to be quick, if anything was.
+    """
+    before, console.width = console.width, max(console.width, layout.width)
+    for table in terminal_tables(rows, layout, thinned):
+        console.print()
+        console.print(table)
+    console.width = before
+
+
+def close(
+    path: Path,
+    rows: Sequence[Row],
+    layout: Layout,
+    where: Environment,
+    console: Console,
+    thinned: str = "",
+) -> None:
+    """Print what the tables were measured on and what their columns mean, and write all of it."""
+    for text in (header(where), layout.footnote):
+        console.print(f"\n{text}", style="dim", highlight=False)
+    path.write_text(markdown(rows, layout, where, thinned), encoding="utf-8")
+
+
+def terminal_tables(rows: Sequence[Row], layout: Layout, thinned: str = "") -> list[Table]:
+    """One table for each setting, in the order of the rows."""
+    columns = [c for c in layout.columns if c[0] not in layout.titled]
+    found = []
+    for _, group in groupby(rows, key=setting):
+        of = list(group)
+        table = empty(_title(of[0]), *(f"{head}\n{unit}" for head, unit, _ in columns))
+        table.caption = "\n".join(text for text in (thinned, _bound(of)) if text) or None
+        table.show_edge = table.pad_edge = False
+        for row in of:
+            table.add_row(*(cell(row) for _, _, cell in columns))
+        found.append(table)
+    return found
+
+
+def empty(title: str, *heads: str) -> Table:
+    """A table without rows, whose first column holds words and the others numbers."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.caption_justify = "left"
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def markdown(rows: Sequence[Row], layout: Layout, where: Environment, thinned: str = "") -> str:
+    """A document: the machine, all rows as one table, what the columns mean."""
+    texts = [header(where), *([thinned] if thinned else []), lines(rows, layout), layout.footnote]
+    return "\n\n".join(texts) + "\n"
+
+
+def lines(rows: Sequence[Row], layout: Layout) -> str:
     """All rows as one Markdown table, the model in the first column."""
-    columns = columns or DEMO
-    heads = ["model", *(" ".join(f"{head} {unit}".split()) for head, unit, _ in columns)]
-    lines = [heads, ["---", *("---" if c[0] in _WORDS else "---:" for c in columns)]]
-    lines += [[row.model, *(cell(row) for _, _, cell in columns)] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    heads = ["model", *(" ".join(f"{head} {unit}".split()) for head, unit, _ in layout.columns)]
+    found = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
+    found += [[row.model, *(cell(row) for _, _, cell in layout.columns)] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in found)
+
+
+def line(row: Row, layout: Layout) -> str:
+    """A row as it is known, in a line: what was measured of it, with its heads."""
+    name, *columns = layout.columns
+    cells = [(" ".join(f"{head} {unit}".split()), cell(row)) for head, unit, cell in columns]
+    shown = [f"{head} {text}" for head, text in cells if set(text) - set("-/ ")]
+    return f"{row.model}, {name[2](row)}: {', '.join(shown)}"
 
 
 def batching(rows: Iterable[Row]) -> float | None:
@@ -55,23 +144,11 @@ def batching(rows: Iterable[Row]) -> float | None:
     return 2 * together / apart if together and apart else None
 
 
-def _terminal_table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
-    table = Table(
-        title=_title(rows[0]),
-        caption=_caption(rows),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        show_edge=False,
-        pad_edge=False,
-    )
-    for head, unit, _ in columns:
-        justify = "left" if head in _WORDS else "right"
-        table.add_column(f"{head}\n{unit}", justify=justify, no_wrap=True)
-    for row in rows:
-        table.add_row(*(cell(row) for _, _, cell in columns))
-    return table
+def _bound(rows: Sequence[Row]) -> str:
+    bound = batching(rows)
+    if bound is None:
+        return ""
+    return f"T(2B)/T(B) = {bound:.2f}: the most that exact can gain on this device."
 
 
 def _title(row: Row) -> str:
@@ -84,24 +161,6 @@ def _title(row: Row) -> str:
         f"median of {row.runs} pictures" if row.runs else None,
     ]
     return ", ".join(part for part in parts if part)
-
-
-def _caption(rows: Sequence[Row]) -> str | None:
-    bound = batching(rows)
-    if bound is None:
-        return None
-    return f"T(2B)/T(B) = {bound:.2f}: the most that exact can gain on this device."
-
-
-def progress(console: Console) -> Progress:
-    """How far a measurement is, on a terminal."""
-    return Progress(
-        TextColumn("{task.description:28}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    )
 
 
 def number(value: float | None, form: str, scale: float = 1) -> str:
@@ -121,27 +180,26 @@ def by_rank(values: Sequence[float] | None) -> str:
     return " / ".join(f"{value:.0f}" for value in values) if values else NOT_MEASURED
 
 
-def right(row: Row) -> str:
+def _right(row: Row) -> str:
     """How many pictures show what was asked for, or a dash."""
     if row.prompts_right is None or row.prompts is None:
         return NOT_MEASURED
     return f"{round(row.prompts_right * row.prompts)} of {row.prompts}"
 
 
-def error(row: Row) -> str:
+def _error(row: Row) -> str:
     """The largest difference of the latents, or a dash."""
     return "0" if row.max_abs_error == 0 else number(row.max_abs_error, ".1e")
 
 
-_WORDS = ("mode", "row")  # left-justified
-DEMO: tuple[Column, ...] = (
-    ("mode", "", lambda row: row.mode),
-    ("picture", "s", lambda row: number(row.seconds, ".2f")),
-    ("speed-up", "", lambda row: number(row.speedup, ".2f")),
-    ("step ms", PHASES, lambda row: by_phase(row.step_ms_by_phase, ".1f")),
-    ("steps", PHASES, lambda row: by_phase(row.steps_by_phase, "d")),
-    ("PSNR", "dB", lambda row: number(row.psnr_db, ".1f")),
-    ("max error", "", error),
-    ("sent", "MB", lambda row: number(row.bytes_sent, ".2f", 1e-6)),
-    ("right", "", right),
-)
+# Columns that several commands show.
+MODE: Column = ("mode", "", lambda row: row.mode)
+PICTURE: Column = ("picture", "s", lambda row: number(row.seconds, ".2f"))
+SPEEDUP: Column = ("speed-up", "", lambda row: number(row.speedup, ".2f"))
+STEP_MS: Column = ("step ms", PHASES, lambda row: by_phase(row.step_ms_by_phase, ".1f"))
+STEPS: Column = ("steps", PHASES, lambda row: by_phase(row.steps_by_phase, "d"))
+SENT: Column = ("sent", "MB", lambda row: number(row.bytes_sent, ".2f", 1e-6))
+PEAK: Column = ("peak MB", "by rank", lambda row: by_rank(row.peak_rss_mb))
+PSNR: Column = ("PSNR", "dB", lambda row: number(row.psnr_db, ".1f"))
+ERROR: Column = ("max error", "", _error)
+RIGHT: Column = ("right", "", _right)

@@ -20,22 +20,37 @@ def demo(
     ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
     prompts: Annotated[
-        int, typer.Option(help="Pictures that each mode of a tiny model makes, and is judged on.")
-    ] = 24,
+        int | None,
+        typer.Option(
+            help="Pictures that each mode of a tiny model makes, and is judged on.  "
+            "[default: 24; with --quick, 4]"
+        ),
+    ] = None,
     runs: Annotated[
-        int,
-        typer.Option(help="Pictures that each mode of sdxl-small makes: noise, for speed only."),
-    ] = 3,
+        int | None,
+        typer.Option(
+            help="Pictures that each mode of sdxl-small makes: noise, for speed only.  [default: 3]"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the images and the table.")] = Path("demo"),
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+    quick: options.Quick = False,
 ) -> None:
     """Run one device, exact, paper and hybrid side by side: a table, pictures and a plot."""
     quiet()
     from hybridiff_compile.bench import demo as demonstration
+    from hybridiff_compile.bench.command import ended_cleanly
 
-    names = tuple(dict.fromkeys(model)) if model else demonstration.DRAWING
-    asked = demonstration.Demo(names, steps, prompts, runs, out, json)
-    demonstration.run(asked, Console())
+    thin, names = options.Thinned(quick), tuple(dict.fromkeys(model or demonstration.DRAWING))
+    if any(name in demonstration.DRAWING for name in names):
+        prompts = thin("pictures a mode", prompts, demonstration.PROMPTS, demonstration.QUICK)
+    if "sdxl-small" in names:
+        runs = thin("pictures a mode of sdxl-small", runs, 3, 1)
+    few = {"prompts": prompts, "runs": runs}
+    few = {name: count for name, count in few.items() if count is not None}
+    with ended_cleanly():
+        asked = demonstration.Demo(names, steps, out=out, json=json, thinned=thin.words, **few)
+        demonstration.run(asked, Console())
 
 
 @app.command()
@@ -54,34 +69,49 @@ def bench(
         ),
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="Of the modes on two ranks: inductor or eager.")
-    ] = "inductor",
+        str | None,
+        typer.Option(help="Of the modes on two ranks: inductor or eager.  [default: inductor]"),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(help="Denoising steps of a picture.  [default: 50; with --compile, 12]"),
     ] = None,
-    runs: Annotated[int, typer.Option(help="Pictures of each row after its first one.")] = 3,
+    runs: Annotated[
+        int | None, typer.Option(help="Pictures of each row after its first one.  [default: 3]")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the table and the chart.")] = Path("bench"),
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+    quick: options.Quick = False,
 ) -> None:
     """Measure one device, exact, paper, hybrid and AsyncDiff's way against each other."""
     quiet()
     from hybridiff_compile.bench import compare as comparing
     from hybridiff_compile.bench import compile_bench, latency_bench, models
+    from hybridiff_compile.bench.command import ended_cleanly
 
     if compare is not None:
         comparing.run(*compare, Console())
         return
-    names = tuple(dict.fromkeys(model)) if model else models.NAMES
-    if steps is None:
-        steps = 12 if compile_ else 50
-    if compile_:
-        compiling = compile_bench.CompileBench(names, steps, runs, out, json)
-        compile_bench.run(compiling, Console())
-        return
-    chosen: Any = backend
-    asked = latency_bench.LatencyBench(names, chosen, steps, runs, out, json)
-    latency_bench.run(asked, Console())
+    thin, names = options.Thinned(quick), tuple(dict.fromkeys(model or models.NAMES))
+    if quick and not model:
+        names = ("tiny-sd3",) if compile_ else models.DRAWING
+        thin.note(f"no {' and no '.join(n for n in models.NAMES if n not in names)}")
+    runs = thin("pictures a row", runs, 3, 1)
+    with ended_cleanly():
+        if compile_:
+            steps = thin("steps", steps, 12, 6)
+            variants = compile_bench.QUICK if quick else compile_bench.VARIANTS
+            if quick:
+                thin.note(f"{len(variants)} rows in place of {len(compile_bench.VARIANTS)}")
+            compiling = compile_bench.CompileBench(
+                names, steps, runs, out, json, variants, thin.words
+            )
+            compile_bench.run(compiling, Console())
+            return
+        chosen: Any = thin("ranks", backend, "inductor", "eager")
+        steps = thin("steps", steps, 50, 20)
+        latency = latency_bench.LatencyBench(names, chosen, steps, runs, out, json, thin.words)
+        latency_bench.run(latency, Console())
 
 
 @app.command()
@@ -113,11 +143,15 @@ def sweep(
         typer.Option(help="ddim, euler, dpm++2m, flow-euler  [default: the pipeline's]"),
     ] = None,
     steps: Annotated[list[int] | None, typer.Option(help="Denoising steps  [default: 50]")] = None,
-    prompts: Annotated[int, typer.Option(help="Pictures that each point makes, 200 at most.")] = 8,
+    prompts: Annotated[
+        int | None,
+        typer.Option(help="Pictures that each point makes, 200 at most.  [default: 8]"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the plot and the table.")] = Path("sweep"),
     json: Annotated[
         Path | None, typer.Option(help="File for the figures  [default: figures.json in OUT]")
     ] = None,
+    quick: options.Quick = False,
 ) -> None:
     """Cost against fidelity of each way of switching: a table and a plot.
 
@@ -127,6 +161,7 @@ def sweep(
     quiet()
     from hybridiff_compile.bench import grid
     from hybridiff_compile.bench import sweep as sweeping
+    from hybridiff_compile.bench.command import ended_cleanly
 
     points = grid.points(
         mode or (),
@@ -136,15 +171,22 @@ def sweep(
         tolerance=tolerance or (),
         estimator=estimator or (),
     )
+    thin = options.Thinned(quick)
     names = tuple(dict.fromkeys(model or ())) or (() if pipe else sweeping.DRAWING)
-    asked = sweeping.Sweep(
-        names,
-        pipe,
-        points,
-        schedulers=tuple(dict.fromkeys(scheduler or ())),
-        steps=tuple(dict.fromkeys(steps or (50,))),
-        prompts=prompts,
-        out=out,
-        json=json,
-    )
-    sweeping.run(asked, Console())
+    prompts = thin("pictures a point", prompts, 8, 1)
+    if quick and not model and not pipe:
+        names = names[:1]
+        thin.note("no tiny-sd3")
+    with ended_cleanly():
+        asked = sweeping.Sweep(
+            names,
+            pipe,
+            points,
+            schedulers=tuple(dict.fromkeys(scheduler or ())),
+            steps=tuple(dict.fromkeys(steps or (50,))),
+            prompts=prompts,
+            out=out,
+            json=json,
+            thinned=thin.words,
+        )
+        sweeping.run(asked, Console())

@@ -42,25 +42,20 @@ def plan_ahead(
     quiet()
     from hybridiff_compile.planning import command
 
-    asked = command.Asked(
-        models=tuple(dict.fromkeys(model or ())),
-        pipe=pipe,
-        config=config,
-        device=device,
-        link=link,
-        settings={
-            "height": height,
-            "width": width,
-            "frames": frames,
-            "images": images,
-            "num_inference_steps": steps,
-            "k": k,
-            "psnr_db": psnr,
-            "figures": figures,
-        },
-        json=json,
-    )
-    command.run(asked, Console())
+    settings = {
+        "device": device,
+        "link": link,
+        "height": height,
+        "width": width,
+        "frames": frames,
+        "images": images,
+        "num_inference_steps": steps,
+        "k": k,
+        "psnr_db": psnr,
+        "figures": figures,
+    }
+    names = tuple(dict.fromkeys(model or ()))
+    command.plan_models(names, pipe, config, settings, json, Console())
 
 
 @app.command()
@@ -71,14 +66,26 @@ def profile(
     height: options.Height = None,
     width: options.Width = None,
     images: options.Images = 1,
-    steps: Annotated[int, typer.Option(help="Denoising steps of a picture.")] = 18,
-    runs: Annotated[int, typer.Option(help="Pictures of each kind.")] = 3,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps of a picture.  [default: 18]")
+    ] = None,
+    runs: Annotated[int | None, typer.Option(help="Pictures of each kind.  [default: 3]")] = None,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
+    quick: options.Quick = False,
 ) -> None:
     """Measure a pipeline on this machine: what two ranks can make of it, and what holds it back."""
     quiet()
-    from hybridiff_compile.planning import profile_command
+    from hybridiff_compile.bench.command import ended_cleanly
+    from hybridiff_compile.planning import command
 
-    call = {"height": height, "width": width, "num_images_per_prompt": images}
-    asked = profile_command.Asked(model, pipe, link, steps, runs, call, json)
-    profile_command.run(asked, Console())
+    thin = options.Thinned(quick)
+    settings = {
+        "link": link,
+        "height": height,
+        "width": width,
+        "num_images_per_prompt": images,
+        "num_inference_steps": thin("steps", steps, 18, 9),
+        "rounds": thin("pictures of each kind", runs, 3, 1),
+    }
+    with ended_cleanly():
+        command.profile_pipeline(model, pipe, settings, json, Console(), thin.words)

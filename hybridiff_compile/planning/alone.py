@@ -22,7 +22,7 @@ from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import Phase, RankProgram, StepProgram
 from hybridiff_compile.passes import build_programs
 from hybridiff_compile.planning import clock, devices, traffic
-from hybridiff_compile.planning.steps import Times
+from hybridiff_compile.planning.runs import Times
 from hybridiff_compile.runtime.driver import one_thread
 from hybridiff_compile.runtime.rank import Rank
 

@@ -1,82 +1,134 @@
-"""`hybridiff plan`: plans of some models, printed and written."""
+"""`hybridiff plan` and `hybridiff profile`: printed, and written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from hybridiff_compile.bench import asked as asking
-from hybridiff_compile.bench import figures, models
+from hybridiff_compile.bench import command, figures, models
+from hybridiff_compile.bench.command import check_least
+from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.errors import ConfigError
-from hybridiff_compile.planning import architectures, report
+from hybridiff_compile.planning import architectures, profile_report, report
 from hybridiff_compile.planning.planner import plan
-from hybridiff_compile.planning.predict import Plan
+from hybridiff_compile.planning.profile import Profile, make, profile
+from hybridiff_compile.planning.report import Plan
 
 #: Planned for where nothing was asked for: the paper's two.
 DEFAULT = ("sdxl", "sd3-medium")
+#: Steps of the picture that is made to say how long the others take.
+_SHORT = 4
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What to plan for.
+def plan_models(
+    names: Sequence[str],
+    pipe: Path | None,
+    config: Path | None,
+    settings: Mapping[str, Any],
+    json: Path | None,
+    console: Console,
+) -> list[Plan]:
+    """Plan, print, and write the figures.
 
-    Attributes:
-        models: names of architectures or embedded pipelines.
+    Args:
+        names: of architectures or embedded pipelines.
         pipe: folder of a pipeline.
         config: file of a denoiser's config.
-        device, link: names; "here" measures this machine and its link.
-        settings: further keywords of `plan`.
+        settings: keywords of `plan`.
         json: file for the figures; None writes none.
+        console: to print on.
+
+    Raises:
+        ConfigError: more than one kind of subject was asked for, or something is not known.
     """
-
-    models: tuple[str, ...]
-    pipe: Path | None
-    config: Path | None
-    device: str
-    link: str
-    settings: Mapping[str, Any]
-    json: Path | None
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError unless one kind of subject was asked for."""
-        if sum(map(bool, (self.models, self.pipe, self.config))) > 1:
-            raise ConfigError(
-                f"model={list(self.models)}, pipe={self.pipe}, config={self.config}: give one kind "
-                "of --model NAME, --pipe FOLDER and --config FILE."
-            )
-        for name in self.models:  # all of them before the work of the first
-            if name not in (*architectures.NAMES, *models.NAMES):
-                known = ", ".join((*architectures.NAMES, *models.NAMES))
-                raise ConfigError(f"model={name!r} is not known; choose one of {known}.")
-
-
-def run(asked: Asked, console: Console) -> list[Plan]:
-    """Plan, print, and write the figures."""
-    if asked.json is not None:
-        asking.make_folders(asked.json.parent, asked.json)
+    if sum(map(bool, (names, pipe, config))) > 1:
+        raise ConfigError(
+            f"model={list(names)}, pipe={pipe}, config={config}: give one kind of --model NAME, "
+            "--pipe FOLDER and --config FILE."
+        )
+    for name in names:  # all of them before the work of the first
+        if name not in (*architectures.NAMES, *models.NAMES):
+            known = ", ".join((*architectures.NAMES, *models.NAMES))
+            raise ConfigError(f"model={name!r} is not known; choose one of {known}.")
     made = []
-    for subject in _subjects(asked):
-        made.append(_planned(subject, asked))
-        report.show(made[-1], console)
-    if asked.json is not None:
-        rows = [row for each in made for row in report.rows(each)]
-        figures.write(asked.json, rows, figures.environment(threads_per_rank=1))
-        console.print(f"wrote {asked.json}", style="dim", soft_wrap=True, highlight=False)
+    with _written(json, console) as rows:
+        for subject in _subjects(names, pipe, config):
+            made.append(plan(subject, **settings))
+            report.show(made[-1], console)
+            rows += report.rows(made[-1])
     return made
 
 
-def _subjects(asked: Asked) -> Iterator[Any]:
-    if asked.pipe is not None:
-        yield models.load_folder(asked.pipe)
-    elif asked.config is not None:
-        yield asked.config
+def _subjects(names: Sequence[str], pipe: Path | None, config: Path | None) -> Iterator[Any]:
+    if pipe is not None:
+        yield models.load_folder(pipe)
+    elif config is not None:
+        yield config
     else:
-        yield from asked.models or DEFAULT
+        yield from names or DEFAULT
 
 
-def _planned(subject: Any, asked: Asked) -> Plan:
-    return plan(subject, device=asked.device, link=asked.link, **asked.settings)
+def profile_pipeline(
+    model: str | None,
+    pipe: Path | None,
+    settings: Mapping[str, Any],
+    json: Path | None,
+    console: Console,
+    thinned: str = "",
+) -> Profile:
+    """Measure a pipeline on this machine, print, and write the figures.
+
+    Args:
+        model: name of an embedded pipeline.
+        pipe: folder of a pipeline.
+        settings: keywords of `profile`; those that are None are left out.
+        json: file for the figures; None writes none.
+        console: to print on.
+        thinned: what is left out to be quick, in words.
+
+    Raises:
+        ConfigError: not one pipeline was asked for, or something cannot be measured.
+    """
+    if (model is None) == (pipe is None):
+        raise ConfigError(
+            f"model={model}, pipe={pipe}: give one of --model NAME and --pipe FOLDER."
+        )
+    models.check_names([model] if model else [])
+    check_least("images", settings["num_images_per_prompt"], 1)
+    check_least("runs", settings["rounds"], 1)
+    given = {key: value for key, value in settings.items() if value is not None}
+    with _written(json, console) as rows:
+        loaded, call = models.opened(model or str(pipe))
+        call |= given
+        steps, rounds = call["num_inference_steps"], call["rounds"]
+        asked = {key: value for key, value in call.items() if key not in ("link", "rounds")}
+        begin = time.perf_counter()
+        make(loaded, {**asked, "num_inference_steps": _SHORT})
+        step = (time.perf_counter() - begin) / _SHORT
+        # Pictures of one device and of two ranks, each rank alone beside them, and the starts.
+        made = command.counted(rounds, "picture")
+        what = f"{made} of {steps} steps on one device and on two ranks, and each rank alone"
+        command.announce(console, 30 + 2.5 * (1 + rounds) * steps * step, what)
+        with command.Telling(console, 5 + 2 * rounds) as tell:
+            found = profile(loaded, name=model or (pipe and pipe.name), tell=tell, **call)
+        profile_report.show(found, console, thinned)
+        rows += profile_report.rows(found)
+    return found
+
+
+@contextmanager
+def _written(json: Path | None, console: Console) -> Iterator[list[Row]]:
+    """Rows that are written once all of them are there; that they can be is known before."""
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        if json is not None:
+            stack.enter_context(command.folders(json.parent, json))
+        yield rows
+        if json is not None:
+            figures.write(json, rows, figures.environment(threads_per_rank=1))
+            console.print(f"wrote {json}", style="dim", soft_wrap=True, highlight=False)

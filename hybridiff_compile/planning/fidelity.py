@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridiff_compile.bench.asked import read_figures
+from hybridiff_compile.bench import figures
 from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.planning.solve import Kind
@@ -54,7 +54,7 @@ def errors(
     rows = [
         row
         for file in files
-        for row in read_figures(file).rows
+        for row in figures.read(file).rows
         if row.model == model and _tells(row, most)
     ]
     if not rows:

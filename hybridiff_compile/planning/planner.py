@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hybridiff_compile.api import find_denoiser
+from hybridiff_compile.bench import figures as figure_files
 from hybridiff_compile.bench import models
-from hybridiff_compile.bench.asked import read_figures
 from hybridiff_compile.config import PAPER_STEPS
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.lower.device import device_of
@@ -19,10 +19,11 @@ from hybridiff_compile.planning import (
     architectures,
     devices,
     link_probe,
-    schedules,
+    runs,
 )
 from hybridiff_compile.planning.architectures import Architecture
-from hybridiff_compile.planning.predict import Plan, of_subject
+from hybridiff_compile.planning.predict import of_subject
+from hybridiff_compile.planning.report import Plan
 from hybridiff_compile.planning.subject import family, first_call, of_architecture, of_call
 from hybridiff_compile.runtime import memory
 
@@ -79,7 +80,7 @@ def plan(
     named = device != devices.HERE
     on, over = (devices.device(device), devices.link(link)) if named else (None, None)
     if figures is not None:
-        read_figures(Path(figures))
+        figure_files.read(Path(figures))
     if isinstance(pipe, str) and pipe in models.NAMES:
         call = {**models.call_settings(pipe), **call}
         pipe = models.load(pipe)
@@ -91,18 +92,18 @@ def plan(
                     "device='here' runs the denoiser, and an architecture has no weights; pass a "
                     f"pipeline, or choose one of {', '.join(devices.DEVICES)}."
                 )
-            schedules.phases("paper", family(str(found.config["_class_name"])), steps, k)
+            runs.phases("paper", family(str(found.config["_class_name"])), steps, k)
             subject = of_architecture(found, images, steps)
-            return of_subject(subject, on, over, k=k, psnr_db=psnr_db, figures=figures)
+            return Plan.of(of_subject(subject, on, over, k=k, psnr_db=psnr_db, figures=figures))
         denoiser, constants = find_denoiser(pipe)
-        schedules.phases("paper", constants, steps, k)
+        runs.phases("paper", constants, steps, k)
         seen = first_call(pipe, _keywords(pipe, size, images, call))
         subject = of_call(pipe, seen, steps, name)
         if on is None or over is None:
             over = link_probe.between(device_of(denoiser), link)
             parts, batched = alone.eager(denoiser, seen, subject.captured)
             on = parts.times(batched, over, devices.OWN, rounds=5)
-        return of_subject(subject, on, over, k=k, psnr_db=psnr_db, figures=figures)
+        return Plan.of(of_subject(subject, on, over, k=k, psnr_db=psnr_db, figures=figures))
 
 
 def _check(

@@ -19,14 +19,12 @@ from hybridiff_compile.planning import (
     published,
     roofline,
     runs,
-    schedules,
     traffic,
 )
 from hybridiff_compile.planning.cuts import CutPlan
 from hybridiff_compile.planning.fidelity import Errors
 from hybridiff_compile.planning.published import ReferenceSplit
-from hybridiff_compile.planning.runs import Recommended, RunPlan
-from hybridiff_compile.planning.steps import Times
+from hybridiff_compile.planning.runs import Recommended, RunPlan, Times
 from hybridiff_compile.planning.subject import Subject
 
 #: Programs whose traffic a mode's run has.
@@ -43,8 +41,8 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What was found. Printed, it is tables and sentences; `report.rows` makes figures of it.
+class Predicted:
+    """What was found; a `report.Plan` is printed as tables and sentences.
 
     Attributes:
         subject: what was planned for.
@@ -83,12 +81,6 @@ class Plan:
     errors: Errors
     reference: ReferenceSplit | None
 
-    def __str__(self) -> str:
-        """All tables and sentences."""
-        from hybridiff_compile.planning import report
-
-        return report.text(self)
-
 
 def of_subject(
     subject: Subject,
@@ -98,7 +90,7 @@ def of_subject(
     k: int | None = None,
     psnr_db: float = 40.0,
     figures: str | Path | None = None,
-) -> Plan:
+) -> Predicted:
     """Plan for a captured step.
 
     Args:
@@ -128,7 +120,7 @@ def of_subject(
         fidelity.MEASURED if figures is None else (Path(figures),),
     )
     weights, activations = _weights(denoiser), roofline.peak_bytes(denoiser)
-    return Plan(
+    return Predicted(
         subject=subject,
         device=on.name if isinstance(on, devices.Device) else devices.HERE,
         link=over.name,
@@ -148,7 +140,7 @@ def of_subject(
             weights + activations + crossing,
             weights + activations + 2 * crossing,
         ),
-        runs=tuple(_run(mode, programs, subject, times, k) for mode in schedules.MODES),
+        runs=tuple(_run(mode, programs, subject, times, k) for mode in runs.MODES),
         psnr_db=psnr_db,
         recommended=runs.recommended(
             subject.steps, times, found, errors.kinds, fidelity.error_of(psnr_db)
@@ -185,7 +177,7 @@ def _times(
 def _run(
     mode: Mode, programs: Mapping[str, traffic.Programs], subject: Subject, t: Times, k: int | None
 ) -> RunPlan:
-    phases = schedules.phases(mode, subject.family, subject.steps, k if mode == "paper" else None)
+    phases = runs.phases(mode, subject.family, subject.steps, k if mode == "paper" else None)
     if mode == "asyncdiff":  # of programs that are traced at the batch of both branches
         sent = traffic.batched_bytes(programs["paper"], phases)
     else:

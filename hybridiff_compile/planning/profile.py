@@ -18,8 +18,8 @@ from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.planning import alone, clock, devices, link_probe, predict, runs
-from hybridiff_compile.planning.predict import Plan
-from hybridiff_compile.planning.steps import Times
+from hybridiff_compile.planning.predict import Predicted
+from hybridiff_compile.planning.runs import Times
 from hybridiff_compile.planning.subject import first_call, of_call
 from hybridiff_compile.runtime.driver import one_thread
 from hybridiff_compile.runtime.report import RunReport
@@ -50,7 +50,7 @@ class Profile:
             its last value left; None likewise.
     """
 
-    plan: Plan
+    plan: Predicted
     picture: Picture
     link: devices.Link
     phases: tuple[Phase, ...]
@@ -76,6 +76,7 @@ def profile(
     num_inference_steps: int = 18,
     rounds: int = 3,
     name: str | None = None,
+    tell: Callable[[str], None] = lambda what: None,
     **call: Any,
 ) -> Profile:
     """Measure a pipeline here; on the CPU a device is one thread.
@@ -87,6 +88,7 @@ def profile(
         num_inference_steps: of a picture, 9 or more.
         rounds: pictures and steps of which the median counts.
         name: of the model, for tables.
+        tell: told what begins.
         call: further keywords of the pipeline's call.
 
     Raises:
@@ -100,16 +102,19 @@ def profile(
     call = {"num_inference_steps": num_inference_steps, **call}
     denoiser, _ = find_denoiser(pipe)
     device = device_of(denoiser)
+    tell("measuring the link")
     seen = first_call(pipe, call)
     over = link_probe.between(device, link)
+    tell(f"{over.rate / 1e6:.0f} MB/s on the link; tracing the denoiser")
     subject = of_call(pipe, seen, num_inference_steps, name or type(pipe).__name__)
     with one_thread(device):
-        picture = _one_device(pipe, device, rounds, call)
+        picture = _one_device(pipe, device, rounds, call, tell)
+    tell(f"{picture.seconds:.2f} s on one device; each rank alone")
     parts, batched = alone.eager(denoiser, seen, subject.captured)
     samples = parts.samples(batched, rounds=2)
     reports: list[RunReport] = []
     # In turn, so that a machine which slows down slows prediction and measurement alike.
-    with closing(_turns(pipe, rounds, call, link)) as turns:
+    with closing(_turns(pipe, rounds, call, link, tell)) as turns:
         for report in turns:
             reports += [report] if report else []
             for taken, more in zip(samples, parts.samples(batched, 2, warm_up=1), strict=True):
@@ -126,11 +131,18 @@ def profile(
     )
 
 
-def _one_device(pipe: Any, device: torch.device, rounds: int, call: Mapping[str, Any]) -> Picture:
+def _one_device(
+    pipe: Any,
+    device: torch.device,
+    rounds: int,
+    call: Mapping[str, Any],
+    tell: Callable[[str], None],
+) -> Picture:
     """The median of some pictures after one that warms up."""
     denoiser, _ = find_denoiser(pipe)
     made: list[Picture] = []
-    for _ in range(1 + rounds):
+    for i in range(1 + rounds):
+        tell(f"one device, picture {i} of {rounds}" if i else "one device, warming up")
         seconds = 0.0
         forward = denoiser.forward
 
@@ -161,7 +173,7 @@ def make(pipe: Any, call: Mapping[str, Any]) -> None:
 
 
 def _turns(
-    pipe: Any, rounds: int, call: Mapping[str, Any], link: str
+    pipe: Any, rounds: int, call: Mapping[str, Any], link: str, tell: Callable[[str], None]
 ) -> Generator[RunReport | None]:
     """Of each picture on two ranks, the paper's mode in thirds, after one that warms up.
 
@@ -172,8 +184,10 @@ def _turns(
         return
     third = call["num_inference_steps"] // 3
     with optimize(pipe, mode="paper", tau1=third, k=third) as model:
+        tell("two ranks, warming up")
         make(model, call)
-        for _ in range(rounds):
+        for i in range(rounds):
+            tell(f"two ranks, picture {i + 1} of {rounds}")
             make(model, call)
             yield model.report
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from hybridiff_compile.bench import tables
 from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.planning import devices, report, runs
@@ -24,16 +26,11 @@ _BLAME = {
 }
 
 
-def show(profile: Profile, console: Console) -> None:
-    """Print all of it."""
-    before, console.width = console.width, max(console.width, report.WIDTH)
-    console.print(f"\n[bold]{title(profile)}", highlight=False)
-    for table in (phases(profile), losses_table(profile)):
-        console.print()
-        console.print(table)
-    for sentence in sentences(profile):
-        console.print(sentence, highlight=False, soft_wrap=True)
-    console.width = before
+def show(profile: Profile, console: Console, thinned: str = "") -> None:
+    """Print all of it, and what was left out to be quick."""
+    shown = [phases(profile), losses_table(profile)]
+    shown[0].caption = thinned or None
+    report.print_all(title(profile), shown, sentences(profile), console)
 
 
 def title(profile: Profile) -> str:
@@ -44,11 +41,8 @@ def title(profile: Profile) -> str:
 
 def phases(profile: Profile) -> Table:
     """A step in each phase: the parts alone, the prediction, and what two ranks took."""
-    table = report.table_of(
-        "a step of the paper's mode, ms", "", "rank 0 alone", "rank 1 alone", "link"
-    )
-    for column in ("predicted", "measured", "off"):
-        table.add_column(column, justify="right", no_wrap=True)
+    head = ("", "rank 0 alone", "rank 1 alone", "link", "predicted", "measured", "off")
+    table = tables.empty("a step of the paper's mode, ms", *head)
     t = profile.times
     alone: Mapping[Phase, tuple[float | None, float, float]] = {
         Phase.SERIAL: (*t.branch, t.prediction),
@@ -58,14 +52,15 @@ def phases(profile: Profile) -> Table:
     for phase, predicted in profile.predicted.items():
         measured = profile.measured.get(phase)
         off = None if measured is None else predicted / measured - 1
-        cells = [_ms(seconds) for seconds in (*alone[phase], predicted, measured)]
-        table.add_row(report.STEPS[phase], *cells, "-" if off is None else f"{off:+.0%}")
+        seconds = (*alone[phase], predicted, measured)
+        cells = [*(tables.number(s, ".2f", 1e3) for s in seconds), tables.number(off, "+.0%")]
+        table.add_row(report.STEPS[phase], *cells)
     return table
 
 
 def losses_table(profile: Profile) -> Table:
     """Where the time of a picture in the paper's mode goes, beside an even share of the work."""
-    table = report.table_of("a picture on two ranks, s", "", "s", "share")
+    table = tables.empty("a picture on two ranks, s", "", "s", "share")
     found = losses(profile)
     total = sum(found.values())
     for name, seconds in found.items():
@@ -147,18 +142,8 @@ def rows(profile: Profile) -> list[Row]:
     """One device, exact and the paper's mode in the vocabulary of figures."""
     subject, t, whole = profile.plan.subject, profile.times, profile.picture
     rest, n = whole.seconds - whole.denoiser, len(profile.phases)
-    what = {
-        "command": "profile",
-        "model": subject.name,
-        "steps": subject.steps,
-        "height": subject.height,
-        "width": subject.width,
-        "batch": subject.picture.shape[0],
-        "dtype": str(subject.picture.dtype).removeprefix("torch."),
-        "backend": "eager",
-        "device": devices.HERE,
-        "link": profile.link.name,
-    }
+    what: dict[str, Any] = {"command": "profile", "backend": "eager", **subject.what()}
+    what |= {"device": devices.HERE, "link": profile.link.name}
     one = Row(
         mode="one-device",
         ranks=1,
@@ -208,7 +193,3 @@ def _pipelined(profile: Profile) -> int:
 
 def _how(link: devices.Link) -> str:
     return "measured" if link.name == devices.HERE else f"{link.name}, stated"
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1e3 * seconds:.2f}"

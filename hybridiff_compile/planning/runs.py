@@ -1,4 +1,8 @@
-"""What a run takes in each mode, what it waits for, and which one is fastest within a budget."""
+"""What a run takes in each mode, what it waits for, and which one is fastest within a budget.
+
+Within a step the ranks work side by side, and it ends when the driver has the prediction and its
+own values have left. A rank sends after it has computed. All here are pure functions.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,117 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybridiff_compile.bench.figures import Mode
-from hybridiff_compile.config import Config, Pinned, SwitchSettings
+from hybridiff_compile.config import Config, Controlled, Pinned, SwitchSettings
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.planning import solve, steps
+from hybridiff_compile.planning import solve
 from hybridiff_compile.planning.cuts import CutPlan
 from hybridiff_compile.planning.solve import Kind
+from hybridiff_compile.runtime.switching import phase_of, pinned_phase
+
+#: The modes that a plan compares, beside one device.
+MODES: tuple[Mode, ...] = ("exact", "paper", "guided", "forecast", "hybrid", "asyncdiff")
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of the parts of a step, each alone.
+
+    Attributes:
+        both: one device, both branches in one call of 2B.
+        branch: each rank's forward of batch B, the whole denoiser.
+        stages: A and B, stage0 on rank 0 and stage1 on rank 1, batch B.
+        stages_of_both: the same at batch 2B.
+        cut: X, the crossing tensors of one branch on the link, latency included.
+        prediction: E, one branch's prediction on the link.
+        own: what the driver adds to a step on two ranks: messages, guard, Python.
+    """
+
+    both: float
+    branch: tuple[float, float]
+    stages: tuple[float, float]
+    stages_of_both: tuple[float, float]
+    cut: float
+    prediction: float
+    own: float = 0.0
+
+
+def phases(mode: Mode, family: SwitchSettings, steps: int, k: int | None = None) -> list[Phase]:
+    """The phase of every step.
+
+    What depends on a picture is taken at its worst or best, as said: the paper's mode begins at
+    tau_cap; hybrid extrapolates all that its m allows between the first and the last steps.
+
+    Args:
+        mode: one of MODES.
+        family: the paper's constants for the kind of denoiser.
+        steps: of the run.
+        k: switched steps; None is the mode's own.
+
+    Raises:
+        ConfigError: the switched steps would not end within the run.
+    """
+    chosen: Any = mode
+    settings = Config(mode=chosen, k=k).switching(family, steps)
+    if isinstance(settings, Controlled):
+        count = max(0, steps - settings.warm - settings.tail)
+        settings = Pinned("forecast", settings.warm, count, settings.m, settings.estimator)
+    if isinstance(settings, Pinned):
+        return [pinned_phase(i, settings) for i in range(steps)]
+    if settings is not None and settings.tau1 is None:
+        settings = replace(settings, tau1=settings.tau_cap)
+    tau1 = None if settings is None else settings.tau1
+    return [phase_of(i, tau1, settings) for i in range(steps)]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The longest chain of work in a step, in seconds.
+
+    Attributes:
+        what: computes.
+        compute, transfer, own: of it, of the link behind it, of the driver around both.
+    """
+
+    what: str
+    compute: float
+    transfer: float = 0.0
+    own: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of the step."""
+        return self.compute + self.transfer + self.own
+
+
+def chain(mode: Mode, phase: Phase, t: Times) -> Chain:
+    """What a step in a phase of a mode waits for."""
+    if phase is Phase.FORECAST:
+        return Chain("nothing", 0.0)
+    if mode == "asyncdiff" and phase is Phase.SERIAL:  # its warm-up is one device's batched call
+        return Chain("forward", t.both)
+    if phase is Phase.SERIAL:  # each rank runs one branch, rank 1 sends its prediction
+        ways = [("forward", t.branch[1], t.prediction), ("forward", t.branch[0], 0.0)]
+    elif mode == "asyncdiff":  # each rank runs its stage on both branches, on stale features
+        first, last = t.stages_of_both
+        ways = [("stage0", first, 2 * t.cut), ("stage1", last, 2 * t.prediction)]
+    else:  # each rank runs its stage on one branch
+        ways = [("stage0", t.stages[0], t.cut), ("stage1", t.stages[1], t.prediction)]
+    if phase is Phase.DRAINED:  # rank 1 alone works
+        ways = ways[1:]
+    what, compute, transfer = max(ways, key=lambda way: way[1] + way[2])
+    return Chain(what, compute, transfer, t.own)
+
+
+def step_seconds(mode: Mode, phase: Phase, t: Times) -> float:
+    """Seconds of a step in a phase of a mode."""
+    return chain(mode, phase, t).seconds
+
+
+def limited_by(mode: Mode, phase: Phase, t: Times) -> str:
+    """The longest chain of a step, and the share of the step that each link of it takes."""
+    of = chain(mode, phase, t)
+    shares = {of.what: of.compute, "link": of.transfer, "driver": of.own}
+    return ", ".join(f"{name} {seconds / of.seconds:.0%}" for name, seconds in shares.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +148,7 @@ class RunPlan:
     limited_by: str
 
 
-def step_seconds(mode: Mode, phase: Phase, t: steps.Times) -> float:
-    """Seconds of a step in a phase of a mode."""
-    if mode == "asyncdiff":  # its warm-up is one device's batched call, on both
-        return t.both if phase is Phase.SERIAL else steps.asyncdiff(t)
-    if phase is Phase.DRAINED:
-        return steps.drained(t)
-    if phase is Phase.FORECAST:
-        return 0.0
-    return steps.serial(t) if phase is Phase.SERIAL else steps.pipelined(t)
-
-
-def run(mode: Mode, phases: Sequence[Phase], t: steps.Times, sent: int) -> RunPlan:
+def run(mode: Mode, phases: Sequence[Phase], t: Times, sent: int) -> RunPlan:
     """Add up a run, against one device that does as many steps."""
     each = {phase: step_seconds(mode, phase, t) for phase in dict.fromkeys(phases)}
     counts = Counter(phases)
@@ -59,32 +158,7 @@ def run(mode: Mode, phases: Sequence[Phase], t: steps.Times, sent: int) -> RunPl
     return RunPlan(mode, tuple(phases), each, seconds, t.both * len(phases) / seconds, sent, limit)
 
 
-def limited_by(mode: Mode, phase: Phase, t: steps.Times) -> str:
-    """The longest chain of a step, and the share of the step that each link of it takes."""
-    total = step_seconds(mode, phase, t)
-
-    def chain(what: str, compute: float, transfer: float) -> str:
-        shares = {what: compute, "link": transfer, "driver": total - compute - transfer}
-        return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares.items())
-
-    if mode == "asyncdiff" and phase is not Phase.SERIAL:
-        first, last = t.stages_of_both
-        if first + 2 * t.cut >= last + 2 * t.prediction:
-            return chain("stage0", first, 2 * t.cut)
-        return chain("stage1", last, 2 * t.prediction)
-    if mode == "asyncdiff":  # one device's call, on rank 0
-        return chain("forward", t.both, 0.0)
-    if phase is Phase.SERIAL:
-        own, other = t.branch
-        if own > other + t.prediction:
-            return chain("forward", own, 0.0)
-        return chain("forward", other, t.prediction)
-    if phase is not Phase.DRAINED and t.stages[0] + t.cut >= t.stages[1] + t.prediction:
-        return chain("stage0", t.stages[0], t.cut)
-    return chain("stage1", t.stages[1], t.prediction)
-
-
-def ceiling(t: steps.Times, phases: Sequence[Phase]) -> float:
+def ceiling(t: Times, phases: Sequence[Phase]) -> float:
     """The speed-up of a run if nothing took time but the denoiser, evenly shared."""
     branch = max(t.branch)
     share = {Phase.SERIAL: 1.0, Phase.FORECAST: 0.0}
@@ -119,7 +193,7 @@ def room(family: SwitchSettings, count: int) -> dict[str, int]:
 
 
 def recommended(
-    count: int, t: steps.Times, cuts: Sequence[CutPlan], kinds: Sequence[Kind], budget: float
+    count: int, t: Times, cuts: Sequence[CutPlan], kinds: Sequence[Kind], budget: float
 ) -> Recommended:
     """The solver's choice, as what to ask `optimize` for.
 
@@ -133,7 +207,7 @@ def recommended(
     Raises:
         ConfigError: there is none.
     """
-    serial = steps.serial(t)
+    serial = step_seconds("exact", Phase.SERIAL, t)
     at = [solve.Cut(*(cycle + t.own for cycle in cut.cycles)) for cut in cuts]
     best = solve.solve(count, serial, at, kinds, budget)
     # A run that extrapolates needs no cut: the one to tell is that of the best which pipelines.

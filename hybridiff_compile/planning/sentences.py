@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.planning import devices, runs
-from hybridiff_compile.planning.predict import Plan
+from hybridiff_compile.planning.predict import Predicted
 from hybridiff_compile.planning.runs import RunPlan
 
 
-def of(plan: Plan) -> Iterator[str]:
+def of(plan: Predicted) -> Iterator[str]:
     """What the ceiling is, what holds it back, and what to ask for."""
     t, by_mode = plan.times, {run.mode: run for run in plan.runs}
     batching = t.both / max(t.branch)
@@ -70,7 +70,7 @@ def _too_large(memory: tuple[int, int, int], device: devices.Device) -> Iterator
         yield f"One device cannot run it, two can: it holds {one / 1e9:.1f} GB, and {has}."
 
 
-def _advice(plan: Plan) -> str:
+def _advice(plan: Predicted) -> str:
     best = plan.recommended
     settings = ", ".join(f"{name}={value!r}" for name, value in best.settings.items())
     within, errors = f"within {plan.psnr_db:g} dB of one device", plan.errors
@@ -90,7 +90,7 @@ def _advice(plan: Plan) -> str:
     )
 
 
-def _link_share(plan: Plan) -> str:
+def _link_share(plan: Predicted) -> str:
     t = plan.times
     share = t.cut / (t.cut + t.stages[0])
     return f"The cut is {share:.1%} of stage0's way, over {plan.link}."

@@ -62,6 +62,21 @@ class Subject:
         return next(n.meta["val"] for n in nodes if n.name[:-2] == next(iter(self.captured.rows)))
 
     @property
+    def batch(self) -> int:
+        """Pictures of one branch, B."""
+        return self.picture.shape[0]
+
+    @property
+    def dtype(self) -> str:
+        """Of the noisy picture, in a word."""
+        return str(self.picture.dtype).removeprefix("torch.")
+
+    def what(self) -> dict[str, Any]:
+        """Keys that rows of figures about it have in common."""
+        size = {"steps": self.steps, "height": self.height, "width": self.width}
+        return {"model": self.name, **size, "batch": self.batch, "dtype": self.dtype}
+
+    @property
     def changing(self) -> tuple[str, ...]:
         """Inputs of the programs that every step changes: the noisy picture and the time."""
         inputs = self.captured.program.contracts[0].inputs

@@ -1,50 +1,65 @@
 import json
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
-from hybridiff_compile.bench import compile_bench, figures
-from hybridiff_compile.bench.compile_bench import VARIANTS, CompileBench, in_process_of_its_own
-from hybridiff_compile.bench.compile_row import Job
+from hybridiff_compile.bench import compile_bench, estimate, figures
+from hybridiff_compile.bench.compile_bench import VARIANTS, CompileBench
+from hybridiff_compile.bench.entrant import Totals
+from hybridiff_compile.bench.measure import Made
+from hybridiff_compile.bench.ready import Job
+from hybridiff_compile.config import UNET_SWITCHING, Config, SwitchSettings
 from hybridiff_compile.errors import ConfigError, HybridiffError
 
 QUIET = Console(quiet=True)
 
 
 class FakeStart:
-    """Answers for the processes of the rows, and notes what they were asked and where."""
+    """Stands for the processes of the rows, and notes what they were asked and where."""
 
     def __init__(self, fails_at: tuple[str, str] | None = None):
-        self.asked: list[tuple[str, Job, Path]] = []
+        self.asked: list[Job] = []
         self.contents: list[list[str]] = []
+        self.seeds: list[list[int]] = []
         self.fails_at = fails_at
 
-    def __call__(self, task, job, cache):
-        self.asked.append((task, job, cache))
+    @contextmanager
+    def __call__(self, job: Job) -> Iterator["FakeEntrant"]:
+        self.asked.append(job)
         if (job.mode, job.backend) == self.fails_at:
             raise HybridiffError("the compiler was killed")
-        cache.mkdir(exist_ok=True)
-        self.contents.append([p.name for p in cache.iterdir()])
-        (cache / task).touch()
-        if task == "export":
-            return {}
-        if job.runs == 0:
-            return {"ready_seconds": 8.0}
-        found = {
-            "seconds": 4.0 if job.mode == "one-device" else 2.0,
-            "step_ms_by_phase": {"serial": 20.0},
-            "first_picture_seconds": 50.0,
-        }
-        if job.backend == "eager":
-            return found | {"seconds": 6.0}
-        return found | {"ready_seconds": 40.0, "graphs": [2, 2], "recompiles": 0}
+        job.cache.mkdir(exist_ok=True)
+        self.contents.append([p.name for p in job.cache.iterdir()])
+        (job.cache / "kernel").touch()
+        self.seeds.append([])
+        yield FakeEntrant(job, self.seeds[-1], warm=self.contents[-1] == ["kernel"])
+
+
+class FakeEntrant:
+    def __init__(self, job: Job, seeds: list[int], warm: bool):
+        self.job, self.scheduler, self.seeds = job, "Euler", seeds
+        self.ready_seconds = None if job.backend == "eager" else 8.0 if warm else 40.0
+
+    def make(self, seed: int) -> Made:
+        self.seeds.append(seed)
+        seconds = 6.0 if self.job.backend == "eager" else 4.0 if self.job.mode[0] == "o" else 2.0
+        pictures = np.zeros((1, 8, 8, 3), dtype=np.float32)
+        return Made(seconds, (0.1,) * 5, torch.zeros(1, 4, 2, 2), pictures, None)
+
+    def totals(self) -> Totals:
+        return Totals((600.0,), (500.0,), (2, 2), 0, first_picture_seconds=50.0, denoiser_ms=20.0)
 
 
 def rows_of(start, names=("tiny-sd3",)):
-    told = []
+    told: list[str] = []
     bench = CompileBench(names, steps=9, runs=2)
-    rows = list(compile_bench.measured(bench, lambda job, what: told.append(what), start))
+    rows = list(compile_bench.measured(bench, told.append, start))
     return rows, told
 
 
@@ -58,28 +73,41 @@ def test_cold_has_an_empty_cache_and_warm_the_one_that_cold_filled():
     start = FakeStart()
     rows, told = rows_of(start)
     first, cold, warm = start.asked[:3]
-    assert (first[1].backend, cold[1].runs, warm[1].runs) == ("eager", 2, 0)
-    assert cold[2] == warm[2] != first[2]
-    assert start.contents[:3] == [[], [], ["measure"]]
+    assert (first.backend, cold, start.seeds[:3]) == ("eager", warm, [[0, 1, 2], [0, 1, 2], []])
+    assert cold.cache != first.cache
+    assert start.contents[:3] == [[], [], ["kernel"]]
     assert (rows[1].compile_seconds_cold, rows[1].compile_seconds_warm) == (40.0, 8.0)
     assert rows[0].compile_seconds_cold is None
-    assert told[:5] == ["cold", "done", "cold", "warm", "done"]
+    assert [words.rpartition(", ")[2] for words in told[:3]] == ["steps", "cold", "warm"]
+    assert told[1] == "tiny-sd3: one device, inductor, cold"
     # No row starts with what another one left.
-    colds = [i for i, (_, job, _) in enumerate(start.asked) if job.runs > 0]
-    assert all(start.contents[i] == [] for i in colds)
-    assert not any(cache.exists() for _, _, cache in start.asked)
+    made = [contents for contents, seeds in zip(start.contents, start.seeds, strict=True) if seeds]
+    assert made == [[]] * len(VARIANTS)
+    assert not any(job.cache.exists() for job in start.asked)
+
+
+def test_a_row_holds_what_its_processes_took_and_pictures_after_the_first_one():
+    rows, _ = rows_of(FakeStart())
+    row = rows[3]
+    assert (row.first_picture_seconds, row.runs, row.seconds) == (50.0, 2, 2.0)
+    assert (row.graphs, row.recompiles, row.peak_rss_mb) == ((2, 2), 0, (600.0,))
+    assert (rows[0].graphs, rows[0].recompiles) == (None, None)
+    assert row.step_ms_by_phase == {"serial": 20.0}
+    assert (row.scheduler, row.steps, row.guidance_scale, row.psnr_db) == ("Euler", 9, 5.0, None)
 
 
 def test_a_package_is_exported_in_one_process_and_loaded_in_another():
     start = FakeStart()
-    rows, _ = rows_of(start)
-    export, load = [(task, job, cache) for task, job, cache in start.asked if job.package][:2]
-    assert (export[0], load[0]) == ("export", "measure")
-    assert export[1] == load[1]
+    rows, told = rows_of(start)
+    export, load = [job for job in start.asked if job.package][:2]
+    assert (export.exports, load.exports) == (True, False)
     # Loading finds nothing of what exporting left in a cache.
-    assert export[2] != load[2]
+    assert replace(load, exports=True, cache=export.cache) == export
+    assert export.cache != load.cache
     row = next(r for r in rows if r.backend == "aot")
     assert (row.load_seconds, row.compile_seconds_cold) == (40.0, None)
+    assert "tiny-sd3: exact, package, export" in told
+    assert "tiny-sd3: exact, package, load" in told
 
 
 def test_speedup_is_against_one_device_with_the_same_backend():
@@ -91,8 +119,36 @@ def test_speedup_is_against_one_device_with_the_same_backend():
     assert speedups["exact", "aot", "stage"] is None
 
 
-def test_a_run_writes_the_table_the_chart_and_the_figures(monkeypatch, tmp_path):
-    monkeypatch.setattr(compile_bench, "in_process_of_its_own", FakeStart())
+def test_only_the_papers_mode_is_given_a_schedule():
+    start = FakeStart()
+    rows_of(start)
+    given = {job.mode: dict(job.switching) for job in start.asked}
+    assert given == {"one-device": {}, "exact": {}, "paper": {"tau1": 3, "k": 3}}
+
+
+@pytest.mark.parametrize("steps", range(6, 60))
+def test_the_papers_schedule_swaps_phases_twice_in_a_run(steps):
+    given: dict[str, Any] = compile_bench.schedule("paper", steps)
+    switching = Config(mode="paper", **given).switching(UNET_SWITCHING, steps)
+    assert isinstance(switching, SwitchSettings)
+    assert switching.tau1 is not None
+    assert min(switching.tau1, switching.k, steps - switching.tau1 - switching.k) >= 2
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """A run whose processes are made up."""
+
+    def start_with(start):
+        of = compile_bench.measured
+        monkeypatch.setattr(estimate, "step_seconds", lambda pipe, call: 0.02)
+        monkeypatch.setattr(compile_bench, "measured", lambda bench, tell: of(bench, tell, start))
+
+    return start_with
+
+
+def test_a_run_writes_the_table_the_chart_and_the_figures(started, tmp_path):
+    started(FakeStart())
     out, file = tmp_path / "out", tmp_path / "new" / "bench.json"
     bench = CompileBench(("tiny-sd3",), steps=9, runs=2, out=out, json=file)
     rows = compile_bench.run(bench, QUIET)
@@ -102,37 +158,28 @@ def test_a_run_writes_the_table_the_chart_and_the_figures(monkeypatch, tmp_path)
     assert "| tiny-sd3 | exact, regional | 40.0 | 1.00 | 8.0 | 0.20 |" in table
 
 
-def test_the_rows_before_one_that_fails_are_kept(monkeypatch, tmp_path):
-    start = FakeStart(fails_at=("exact", "aot"))
-    monkeypatch.setattr(compile_bench, "in_process_of_its_own", start)
+def test_a_row_is_printed_as_it_is_known_after_how_long_all_will_take(started, tmp_path, capsys):
+    started(FakeStart(fails_at=("exact", "inductor")))
+    bench = CompileBench(("tiny-sd3",), steps=9, runs=2, out=tmp_path / "out")
+    with pytest.raises(HybridiffError):
+        compile_bench.run(bench, Console(width=200))
+    first, eager, compiled = capsys.readouterr().out.splitlines()
+    assert first.startswith("about ")
+    assert eager == (
+        "tiny-sd3, one device, eager: first picture s 50.0, step ms serial / pip. / forecast "
+        "20.0 / - / -, peak MB by rank 600"
+    )
+    assert compiled.startswith("tiny-sd3, one device, inductor: cold s 40.0, cold / one dev. 1.00")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_rows_before_one_that_fails_are_kept(started, tmp_path):
+    started(FakeStart(fails_at=("exact", "aot")))
     file = tmp_path / "bench.json"
     with pytest.raises(HybridiffError, match="the compiler was killed"):
         compile_bench.run(CompileBench(("tiny-sd3",), out=tmp_path, json=file), QUIET)
     assert len(json.loads(file.read_text())["rows"]) == VARIANTS.index(("exact", "aot", "stage"))
-
-
-def test_a_process_that_fails_is_named_with_its_last_words(tmp_path):
-    job = Job("tiny-dalle", "exact", "inductor", "regional", 6, 1)
-    with pytest.raises(HybridiffError) as error:
-        in_process_of_its_own("measure", job, tmp_path)
-    said = str(error.value)
-    assert said.startswith("tiny-dalle, exact, regional: the process that was to measure it ended")
-    assert "exit code 1" in said
-    assert said.endswith("unknown model 'tiny-dalle': it is one of tiny-sdxl, tiny-sd3, sdxl-small")
-
-
-def test_a_process_gets_the_cache_folder_and_answers_with_its_last_line(monkeypatch, tmp_path):
-    seen = {}
-
-    def run(command, **kwargs):
-        seen.update(command=command, **kwargs)
-        return type("Done", (), {"returncode": 0, "stdout": 'noise\n{"seconds": 1.5}\n'})
-
-    monkeypatch.setattr(compile_bench.subprocess, "run", run)
-    job = Job("tiny-sd3", "paper", "inductor", "whole", 6, 1)
-    assert in_process_of_its_own("measure", job, tmp_path) == {"seconds": 1.5}
-    assert seen["env"]["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
-    assert Job(**json.loads(seen["command"][-1])) == job
+    assert [p.name for p in tmp_path.iterdir()] == ["bench.json"]
 
 
 @pytest.mark.parametrize(

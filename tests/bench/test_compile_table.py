@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybridiff_compile.bench import compile_chart, compile_table, tables
-from hybridiff_compile.bench.compile_table import label
+from hybridiff_compile.bench import compile_bench, tables
+from hybridiff_compile.bench.compile_bench import label, layout
 from hybridiff_compile.bench.figures import Row
 
 
@@ -33,7 +33,7 @@ ROWS = (
 
 
 def cells(index):
-    columns = compile_table.columns(ROWS)
+    columns = layout(ROWS).columns
     return {f"{head} {unit}".strip(): cell(ROWS[index]) for head, unit, cell in columns}
 
 
@@ -71,7 +71,7 @@ def test_labels(of, words):
 
 
 def test_the_terminal_table_has_the_columns_that_it_is_given():
-    one, two = tables.terminal_tables(ROWS, compile_table.columns(ROWS))
+    one, two = tables.terminal_tables(ROWS, layout(ROWS))
     assert [str(column.header) for column in one.columns][:2] == ["row\n", "cold\ns"]
     assert one.columns[0].justify == "left"
     assert one.columns[1].justify == "right"
@@ -80,16 +80,16 @@ def test_the_terminal_table_has_the_columns_that_it_is_given():
 
 def test_the_chart_has_bars_of_every_kind(tmp_path):
     path = tmp_path / "folder" / "chart.png"
-    compile_chart.draw(path, ROWS)
+    compile_bench.draw(path, ROWS)
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
-    for _, colour in (*compile_chart.READY.values(), *compile_chart.STEP.values()):
+    for _, colour in (*compile_bench.READY.values(), *compile_bench.STEP.values()):
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         # More than the legend's patch of it, which is of 600.
         assert (pixels == rgb).all(axis=1).sum() > 1500, colour
 
 
 def test_a_chart_without_any_seconds_is_drawn_too(tmp_path):
-    compile_chart.draw(tmp_path / "chart.png", ROWS[:1])
+    compile_bench.draw(tmp_path / "chart.png", ROWS[:1])
     assert (tmp_path / "chart.png").stat().st_size > 10_000
 
 
@@ -97,6 +97,6 @@ def test_a_chart_without_any_seconds_is_drawn_too(tmp_path):
     ("values", "start"), [([0.36, 90.0], 0.1), ([1.0, 2.0], 0.1), ([3.5], 1.0), ([], 0.1)]
 )
 def test_the_log_axis_starts_at_a_power_of_ten_below_every_bar(values, start):
-    low, high = compile_chart.decades(values)
+    low, high = compile_bench.decades(values)
     assert low == pytest.approx(start)
     assert all(1.5 * low <= value <= high / 3 for value in values)

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from hybridiff_compile.bench import figures, tables
+from hybridiff_compile.bench.demo import LAYOUT
 from hybridiff_compile.bench.figures import Row
+from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.quality import max_abs_error, psnr_db
 
 WHERE = figures.environment(threads_per_rank=1)
@@ -30,12 +32,14 @@ ROWS = (
         command="demo",
         model="tiny-sdxl",
         mode="one-device-apart",
+        steps=50,
         step_ms_by_phase={"serial": 30.0},
     ),
     Row(
         command="demo",
         model="tiny-sdxl",
         mode="paper",
+        steps=50,
         seconds=0.5,
         speedup=2.5,
         step_ms_by_phase={"serial": 16.0, "pipelined": 8.25},
@@ -66,6 +70,7 @@ def test_the_file_has_the_shape_that_all_commands_share(tmp_path):
         "command": "demo",
         "model": "tiny-sdxl",
         "mode": "one-device-apart",
+        "steps": 50,
         "step_ms_by_phase": {"serial": 30.0},
     }
 
@@ -90,7 +95,7 @@ def test_a_file_of_another_schema_is_refused(tmp_path):
     path = tmp_path / "figures.json"
     figures.write(path, ROWS, WHERE)
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(ValidationError, match="schema"):
+    with pytest.raises(ConfigError, match=r"is no file of figures: .* at schema"):
         figures.read(path)
 
 
@@ -135,7 +140,7 @@ def test_max_abs_error_is_the_largest_of_all_latents():
 
 
 def test_the_terminal_table_shows_every_figure_and_a_dash_for_the_others():
-    (table,) = tables.terminal_tables(ROWS)
+    (table,) = tables.terminal_tables(ROWS, LAYOUT, "quick: fewer")
     file = io.StringIO()
     Console(width=120, file=file).print(table)
     lines = file.getvalue().splitlines()
@@ -158,10 +163,11 @@ def test_the_terminal_table_shows_every_figure_and_a_dash_for_the_others():
     assert cells("one-device")[-4:] == ["98.8", "2.5e-06", "-", "-"]
     assert cells("one-device-apart") == ["one-device-apart", *"--", "30.0 / - / -", *"-----"]
     assert any("T(2B)/T(B) = 1.60" in line for line in lines)
+    assert any(line.startswith("quick: fewer") for line in lines)
 
 
 def test_the_markdown_table_has_a_line_for_every_row():
-    lines = tables.markdown(ROWS).splitlines()
+    lines = tables.lines(ROWS, LAYOUT).splitlines()
     assert len(lines) == 2 + len(ROWS)
     assert len({line.count("|") for line in lines}) == 1
     assert lines[0].startswith(
@@ -172,5 +178,5 @@ def test_the_markdown_table_has_a_line_for_every_row():
 
 def test_models_have_a_table_each():
     other = Row(command="demo", model="tiny-sd3", mode="exact")
-    titles = [str(table.title) for table in tables.terminal_tables([*ROWS, other])]
+    titles = [str(table.title) for table in tables.terminal_tables([*ROWS, other], LAYOUT)]
     assert titles == ["tiny-sdxl, 50 steps", "tiny-sd3"]

@@ -15,16 +15,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hybridiff_compile.bench import (
-    figures,
-    latency_bench,
-    latency_chart,
-    latency_table,
-    tables,
-)
+from hybridiff_compile.bench import figures, latency_bench, tables
+from hybridiff_compile.bench.entrant import Totals, entered
 from hybridiff_compile.bench.latency_bench import LatencyBench, in_turn, measured
-from hybridiff_compile.bench.latency_row import Job, entered
 from hybridiff_compile.bench.measure import Made
+from hybridiff_compile.bench.ready import Job
 from hybridiff_compile.cli import app
 from hybridiff_compile.errors import ConfigError, HybridiffError
 from tests import pipelines
@@ -46,8 +41,8 @@ class Fake:
         pictures = np.full((1, 8, 8, 3), bright, dtype=np.float32)
         return Made(seconds, (0.1,) * 5, torch.full((1, 4, 2, 2), bright), pictures, None)
 
-    def totals(self) -> dict[str, Any]:
-        return {"peak_rss_mb": [100.0]}
+    def totals(self) -> Totals:
+        return Totals((100.0,), (90.0,), (2,), 1, first_picture_seconds=9.0, denoiser_ms=None)
 
 
 @contextmanager
@@ -66,7 +61,8 @@ def test_rows_take_turns_after_warming_up():
     made = dict(in_turn([Fake(j, LOG) for j in jobs], 2, told.append))  # pyright: ignore
     assert LOG == ["ee0", "pe0", "he0", "ee0", "pe0", "he0", "pe1", "he1", "ee1"]
     assert [len(of) for of in made.values()] == [2, 2, 2]
-    assert told[:2] == ["exact, eager", "paper, eager"]
+    assert told[:2] == ["exact, eager, warming up", "paper, eager, warming up"]
+    assert told[-1] == "exact, eager, picture 2 of 2"
 
 
 def test_every_row_is_compared_with_one_device_of_its_own_backend():
@@ -90,6 +86,7 @@ def test_every_row_is_compared_with_one_device_of_its_own_backend():
     assert rows[0].psnr_db == 100
     assert rows[3].psnr_db == pytest.approx(20, abs=1e-3)
     assert {r.peak_rss_mb for r in rows} == {(100.0,)}
+    assert [r.recompiles for r in rows[:3]] == [None, 1, None]
     assert [r.ranks for r in rows] == [1, 1, 1, 2, 2, 2, 2]
 
 
@@ -119,12 +116,13 @@ def test_the_bound_of_exact_is_of_its_own_backend():
 def test_table_and_chart_bear_the_machine_and_every_row(tmp_path: Path) -> None:
     rows = measured(LatencyBench(("tiny-sd3",), steps=6), "tiny-sd3", lambda _: None, fake)
     where = figures.environment(threads_per_rank=1)
-    written = latency_table.markdown(rows, where)
+    written = tables.markdown(rows, latency_bench.LAYOUT, where, "quick: no compiling")
+    assert "\n\nquick: no compiling\n\n|" in written
     assert written.startswith(f"{where.cpu}, {where.cpu_count} cores, 1 thread a rank; ")
     for row in ("one device, eager", "one device, compiled", "asyncdiff, compiled"):
         assert f"| {row} |" in written
-    assert latency_chart.note(rows[3]) == "3.00 s,  1.33 x,  20 dB"
-    latency_chart.draw(tmp_path / "latency.png", rows, where)
+    assert latency_bench.note(rows[3]) == "3.00 s,  1.33 x,  20 dB"
+    latency_bench.draw(tmp_path / "latency.png", rows, where)
     assert (tmp_path / "latency.png").stat().st_size > 10_000
 
 
@@ -171,7 +169,8 @@ def test_a_process_ends_with_its_command_in_the_midst_of_a_picture(tmp_path: Pat
     command = f"""
 import sys
 from pathlib import Path
-from hybridiff_compile.bench.latency_row import Job, entered
+from hybridiff_compile.bench.entrant import entered
+from hybridiff_compile.bench.ready import Job
 if __name__ == "__main__":
     job = Job("tiny-sd3", "one-device", "eager", None, {call!r}, Path({str(tmp_path / "c")!r}))
     with entered(job) as entrant:

@@ -1,6 +1,7 @@
 import json
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from rich.console import Console
 
 from hybridiff_compile.bench import summary
-from hybridiff_compile.bench.demo import Demo, run, trace
+from hybridiff_compile.bench.demo import Demo, closing, run, trace
+from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.bench.measure import Contender, measure, one_thread
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.ir import Phase
@@ -70,12 +72,13 @@ def test_every_mode_gets_the_same_prompts_and_seeds_in_turn_on_one_thread():
     calls, seen = [], []
     ready = fake_contenders(calls)
     before = torch.get_num_threads()
-    measure(ready, ["a", "b"], progress=seen.append, num_inference_steps=2)
+    measure(ready, ["a", "b"], tell=seen.append, num_inference_steps=2)
     assert calls == [("a", 0, 1)] * 8 + [("b", 1, 1)] * 4
     assert torch.get_num_threads() == before
     modes = [contender.mode for contender in ready]
     # Warm-up, then rounds that each start with another mode.
-    assert seen == modes + modes + modes[1:] + modes[:1]
+    assert [words.partition(",")[0] for words in seen] == modes + modes + modes[1:] + modes[:1]
+    assert (seen[0], seen[-1]) == ("one-device, warming up", "one-device, picture 2 of 2")
 
 
 def test_the_thread_count_is_put_back_after_an_error():
@@ -141,6 +144,22 @@ def test_the_trace_joins_the_exact_runs_discrepancy_and_the_papers_times(made):
     assert np.isnan(shown.step_ms[0])
     assert len(shown.step_ms) == len(shown.phases) == STEPS
     assert set(shown.baselines) == {"one device", "exact"}
+
+
+def row(mode: Any, speedup: float, psnr_db: float, error: float = 0.0, model: str = "a") -> Row:
+    what: dict[str, Any] = {"command": "demo", "model": model, "mode": mode}
+    return Row(speedup=speedup, psnr_db=psnr_db, max_abs_error=error, **what)
+
+
+def test_a_demo_closes_with_how_much_faster_how_close_and_what_next():
+    rows = [row("exact", 1.0, 100), row("hybrid", 2.113, 51.6, 0.1)]
+    rows += [row("exact", 0.9, 100, model="b"), row("hybrid", 0.5, 44, 0.1, model="b")]
+    said = closing(rows)
+    assert "of a 2.11 times as fast and 52 dB from it" in said
+    assert "of b 2.00 times as slow and 44 dB from it" in said
+    assert "exact keeps every bit; next, " in said
+    assert said.count(".") == 4  # one sentence; the others are of numbers and of a file's name
+    assert "exact is within rounding" in closing([row("exact", 1.0, 100, 1e-6), rows[1]])
 
 
 @pytest.mark.parametrize(

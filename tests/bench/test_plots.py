@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybridiff_compile.bench import plots, sheet
+from hybridiff_compile.bench import charts, plots, sheet
 from hybridiff_compile.ir import Phase
 
 
@@ -30,7 +30,7 @@ def colours(path):
 def test_the_step_plot_colours_both_phases(tmp_path):
     path = tmp_path / "folder" / "steps.png"
     plots.step_by_step(path, [trace("tiny-sdxl", tau1=5), trace("tiny-sd3", tau1=16)])
-    assert set(plots.PHASE_COLOURS.values()) <= colours(path)
+    assert set(charts.PHASE_COLOURS.values()) <= colours(path)
     width, height = Image.open(path).size
     assert width > height > 800
 

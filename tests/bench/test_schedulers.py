@@ -37,8 +37,3 @@ def test_a_flow_model_keeps_its_flow():
 def test_a_sampler_for_another_kind_of_model_is_refused(name, own, says):
     with pytest.raises(ConfigError, match=says):
         schedulers.build(name, own, "a")
-
-
-def test_an_unknown_sampler_is_refused():
-    with pytest.raises(ConfigError, match="unknown scheduler plms; choose from ddim, euler"):
-        schedulers.check_names(["plms"])

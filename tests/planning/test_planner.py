@@ -19,7 +19,7 @@ from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.planning import architectures, devices, predict, report
 from hybridiff_compile.planning.devices import Device
-from hybridiff_compile.planning.predict import Plan
+from hybridiff_compile.planning.report import Plan
 from tests import pipelines
 
 

@@ -12,7 +12,7 @@ from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.planning import devices, predict, profile_report
 from hybridiff_compile.planning.profile import LEAST_STEPS, Picture, Profile, profile
-from hybridiff_compile.planning.steps import Times
+from hybridiff_compile.planning.runs import Times
 
 #: In twelfths of a second: a slow link, uneven stages, a batched call that gains.
 T = Times(

@@ -7,8 +7,8 @@ import pytest
 import hybridiff_compile
 from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.planning import devices, predict, report, sentences
-from hybridiff_compile.planning.predict import Plan
-from hybridiff_compile.planning.steps import Times
+from hybridiff_compile.planning.report import Plan
+from hybridiff_compile.planning.runs import Times
 
 #: A link so slow that stage0 waits for it; one device's batched call gains by itself.
 TIMES = Times(
@@ -24,7 +24,7 @@ TIMES = Times(
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     first = hybridiff_compile.plan("tiny-sd3", num_inference_steps=20, k=3)
-    return predict.of_subject(first.subject, TIMES, devices.link("pcie3"), k=3)
+    return Plan.of(predict.of_subject(first.subject, TIMES, devices.link("pcie3"), k=3))
 
 
 def test_sentences_say_the_ceiling_and_what_holds_it_back(plan: Plan) -> None:
@@ -95,7 +95,7 @@ def test_rows_are_of_the_vocabulary_and_agree_with_the_runs(plan: Plan) -> None:
 
 
 def test_tables_show_every_mode_and_cut(plan: Plan) -> None:
-    shown = report.text(plan)
+    shown = str(plan)
     for run in plan.runs:
         assert f"\n  {run.mode} " in shown
     for cut in plan.cuts:

@@ -1,14 +1,55 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from hybridiff_compile.config import TRANSFORMER_SWITCHING, UNET_SWITCHING
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.planning import runs, schedules, steps
+from hybridiff_compile.planning import runs
 from hybridiff_compile.planning.cuts import CutPlan
+from hybridiff_compile.planning.runs import Times
 from hybridiff_compile.planning.solve import Kind
-from tests.planning.test_steps import T
+
+T = Times(
+    both=19.0,
+    branch=(10.0, 10.5),
+    stages=(5.0, 4.8),
+    stages_of_both=(9.0, 9.5),
+    cut=0.4,
+    prediction=0.1,
+    own=0.2,
+)
+
+
+def step(phase: Phase, t: Times = T, mode: Any = "paper") -> float:
+    return runs.step_seconds(mode, phase, t)
+
+
+def test_serial_step_ends_with_the_prediction_of_rank_1():
+    assert step(Phase.SERIAL) == pytest.approx(10.5 + 0.1 + 0.2)
+    assert step(Phase.SERIAL, replace(T, branch=(12.0, 10.5))) == pytest.approx(12.2)
+
+
+def test_pipelined_step_waits_for_the_slower_way():
+    assert step(Phase.PIPELINED) == pytest.approx(5.0 + 0.4 + 0.2)
+    assert step(Phase.PIPELINED, replace(T, cut=0.0)) == pytest.approx(5.2)
+    uneven = replace(T, stages=(4.0, 6.0))
+    assert step(Phase.GUIDED_U, uneven) == pytest.approx(6.0 + 0.1 + 0.2)
+
+
+def test_drained_step_is_stage_1_alone():
+    assert step(Phase.DRAINED) == pytest.approx(4.8 + 0.1 + 0.2)
+
+
+def test_an_extrapolated_step_takes_nothing():
+    assert step(Phase.FORECAST) == 0
+
+
+def test_asyncdiff_sends_the_features_of_both_branches():
+    of = Phase.PIPELINED
+    assert step(of, mode="asyncdiff") == pytest.approx(9.0 + 2 * 0.4 + 0.2)
+    assert step(of, replace(T, cut=0.2), "asyncdiff") == pytest.approx(9.5 + 2 * 0.1 + 0.2)
 
 
 def letters(phases: list[Phase]) -> str:
@@ -28,18 +69,18 @@ def letters(phases: list[Phase]) -> str:
     ],
 )
 def test_phases_of_every_mode(mode, k, expected):
-    assert letters(schedules.phases(mode, UNET_SWITCHING, 20, k)) == expected
+    assert letters(runs.phases(mode, UNET_SWITCHING, 20, k)) == expected
 
 
 def test_steps_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="end at step 56"):
-        schedules.phases("paper", UNET_SWITCHING, 20, 50)
+        runs.phases("paper", UNET_SWITCHING, 20, 50)
 
 
 def test_a_run_adds_up_its_steps():
     phases = [Phase.SERIAL] * 3 + [Phase.PIPELINED, Phase.DRAINED]
     run = runs.run("paper", phases, T, sent=7)
-    expected = 3 * steps.serial(T) + steps.pipelined(T) + steps.drained(T)
+    expected = 3 * step(Phase.SERIAL) + step(Phase.PIPELINED) + step(Phase.DRAINED)
     assert run.seconds == pytest.approx(expected)
     assert run.speedup == pytest.approx(T.both * 5 / expected)
     assert (run.sent, set(run.step_seconds)) == (7, set(phases))
@@ -47,7 +88,7 @@ def test_a_run_adds_up_its_steps():
 
 def test_asyncdiff_warms_up_as_one_device():
     run = runs.run("asyncdiff", [Phase.SERIAL, Phase.PIPELINED], T, 0)
-    assert run.seconds == pytest.approx(T.both + steps.asyncdiff(T))
+    assert run.seconds == pytest.approx(T.both + step(Phase.PIPELINED, mode="asyncdiff"))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +137,7 @@ def test_recommended_settings_are_what_optimize_takes():
     assert best.cut == 1
     guided = runs.recommended(50, T, cuts, kinds[:2], budget=1e-5)
     assert guided.settings == {"mode": "guided", "k": 25}
-    assert guided.seconds == pytest.approx(25 * steps.serial(T) + 25 * (5.1 + T.own))
+    assert guided.seconds == pytest.approx(25 * step(Phase.SERIAL) + 25 * (5.1 + T.own))
     assert runs.recommended(50, T, cuts, kinds, budget=0.0).settings == {"mode": "exact"}
     without = runs.recommended(50, T, cuts, (), budget=1.0)  # the cut is told all the same
     assert (without.settings, without.cut) == ({"mode": "exact"}, 1)

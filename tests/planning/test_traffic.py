@@ -9,7 +9,7 @@ import hybridiff_compile
 from hybridiff_compile.bench import models
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.passes import build_programs
-from hybridiff_compile.planning import schedules, traffic
+from hybridiff_compile.planning import runs, traffic
 from hybridiff_compile.planning.subject import Subject, first_call, of_call
 from tests import pipelines, toy
 
@@ -65,7 +65,7 @@ def test_a_run_of_both_branches_in_a_batch_sends_about_as_many() -> None:
         report = model.report
     subject = planned(name)
     own = build_programs(subject.captured.program, "paper")
-    phases = schedules.phases("asyncdiff", subject.family, STEPS)
+    phases = runs.phases("asyncdiff", subject.family, STEPS)
     assert [step.phase for step in report.steps] == phases
     assert traffic.batched_bytes(own, phases) == pytest.approx(report.bytes_sent, rel=0.05)
 
