@@ -15,7 +15,7 @@ from rich.console import Console
 
 import hybridiff_compile
 from hybridiff_compile import arguments
-from hybridiff_compile.bench import asked
+from hybridiff_compile.bench.command import check_least
 from hybridiff_compile.bench.prepare import Wanted
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.serving.app import Images, application
@@ -57,7 +57,7 @@ class Serving:
             _parsed(size)
         arguments.check_choice("dtype", self.dtype or "float32", DTYPES)
         for name, value in (("queue", self.places), ("drain", self.drain)):
-            asked.check_least(name, value, 0)
+            check_least(name, value, 0)
 
 
 def run(serving: Serving, console: Console) -> None:
