@@ -67,8 +67,7 @@ class Pair:
         made = self._model(**call).images
         report = self._model.report
         seconds = sum(step.seconds for step in report.steps)
-        ranks = {"ranks": report.ranks, "steps_by_phase": report.steps_by_phase}
-        return Finished(tuple(map(png, made)), seconds, ranks)
+        return Finished(tuple(map(png, made)), seconds, str(report))
 
 
 def _failed(status: int, reason: str) -> JSONResponse:

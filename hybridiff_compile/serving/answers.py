@@ -41,7 +41,7 @@ def in_words(errors: Sequence[Mapping[str, Any]]) -> str:
 
 def whole(done: Finished, data: list[dict[str, str]]) -> dict[str, Any]:
     """The answer to a request that is not streamed."""
-    made = {"seconds": round(done.seconds, 3), **done.report}
+    made = {"seconds": round(done.seconds, 3), "report": done.report}
     return {"created": int(time.time()), "data": data, "hybridiff": made}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,11 +28,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The pictures, as PNG files; and what a person reads of how they were made."""
+    """The pictures, as PNG files; and how they were made, as `print(model.report)` says it."""
 
     pictures: tuple[bytes, ...]
     seconds: float
-    report: Mapping[str, Any]
+    report: str
 
 
 @dataclass(frozen=True, slots=True)

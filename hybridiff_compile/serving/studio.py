@@ -111,10 +111,9 @@ class Studio:
         made = self._model(**job.call, **steps.keywords(self._takes, told), output_type="pil")
         seconds = time.perf_counter() - begin
         report = self._model.report
-        by_phase = report.steps_by_phase
-        self._metrics.made(len(made.images), seconds, by_phase)
+        self._metrics.made(len(made.images), seconds, report.steps_by_phase)
         pictures = tuple(map(steps.png, made.images))
-        return Finished(pictures, seconds, {"ranks": report.ranks, "steps_by_phase": by_phase})
+        return Finished(pictures, seconds, str(report))
 
     def _step(self, job: Job, index: int, latents: torch.Tensor | None) -> None:
         if job.has_left:

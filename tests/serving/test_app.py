@@ -71,15 +71,15 @@ def test_what_fails_after_a_step_has_its_status_where_nothing_is_streamed() -> N
 
 
 def test_an_answer_says_how_the_pictures_were_made() -> None:
-    done = Finished((b"one", b"two"), 1.25, {"ranks": 2})
+    done = Finished((b"one", b"two"), 1.25, "2 steps")
     answer = asked(Studio(Step(0, 1, "serial"), done), n=2, response_format="url")
-    assert answer.hybridiff == {"seconds": 1.25, "ranks": 2}
+    assert answer.hybridiff == {"seconds": 1.25, "report": "2 steps"}
     assert all(one.url.startswith("http://here/v1/images/files/") for one in answer.data)
 
 
 def test_a_stream_numbers_its_previews() -> None:
     steps = (Step(0, 3, "serial", b"a"), Step(1, 3, "forecast"), Step(2, 3, "serial", b"b"))
-    events = asked(Studio(*steps, Finished((b"c",), 1.0, {})), stream=True)
+    events = asked(Studio(*steps, Finished((b"c",), 1.0, "")), stream=True)
     partial = [e for e in events if e.type == "image_generation.partial_image"]
     assert [(e.partial_image_index, e.b64_json) for e in partial] == [(0, "YQ=="), (1, "Yg==")]
     assert [e.phase for e in events if e.type == "image_generation.step"] == [

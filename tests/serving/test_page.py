@@ -42,7 +42,7 @@ def test_a_picture_grows_step_by_step(page: Any) -> None:
     assert set(phases) == {"serial", "forecast"}
     computed, extrapolated = phases.count("serial"), phases.count("forecast")
     said = page.inner_text("#said")
-    assert f"{computed} computed on all ranks, {extrapolated} extrapolated." in said
+    assert f"28 steps on 2 ranks: {computed} computed, {extrapolated} extrapolated" in said
     assert page.is_enabled("#make")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
@@ -20,7 +20,15 @@ from hybridiff_compile.serving.metrics import Metrics
 from hybridiff_compile.serving.studio import FullError, Studio
 
 STEPS = 3
-BY_PHASE = {"serial": STEPS}
+
+
+class Report:
+    """As much of a report as is looked at."""
+
+    steps_by_phase: ClassVar = {"serial": STEPS}
+
+    def __str__(self) -> str:
+        return "3 steps on 2 ranks"
 
 
 class Pipe:
@@ -38,7 +46,7 @@ class Model:
     calls: int = 0
     progress: Progress | None = None
     pipe: Pipe = field(default_factory=Pipe)
-    report: Any = field(default_factory=lambda: SimpleNamespace(ranks=2, steps_by_phase=BY_PHASE))
+    report: Any = field(default_factory=Report)
 
     def __call__(self, *, callback_on_step_end: Any, **call: Any) -> Any:
         self.calls += 1
@@ -93,7 +101,7 @@ def test_a_job_is_told_of_its_steps_and_its_pictures() -> None:
     assert isinstance(client.outcome, Finished)
     assert client.events[:-1] == [Step(i, STEPS, "serial") for i in range(STEPS)]
     assert client.outcome.pictures[0].startswith(b"\x89PNG")
-    assert client.outcome.report == {"ranks": 2, "steps_by_phase": BY_PHASE}
+    assert client.outcome.report == "3 steps on 2 ranks"
 
 
 def test_a_full_queue_refuses_and_takes_again_when_there_is_room(held: Any) -> None:
