@@ -59,7 +59,7 @@ def recomputed(
     [
         ("tiny-sdxl", {}, 1, STEPS - 1),
         pytest.param("tiny-sd3", {}, 1, STEPS - 1, marks=pytest.mark.slow),
-        ("tiny-sd3", {"tau1": 3}, 3, STEPS - 3),
+        pytest.param("tiny-sd3", {"tau1": 3}, 3, STEPS - 3, marks=pytest.mark.slow),
         pytest.param("tiny-sdxl", {"tau1": 2, "k": 4}, 2, 4, marks=pytest.mark.slow),
     ],
 )

@@ -32,7 +32,7 @@ def crossing(model: Any) -> frozenset[str]:
     ("steps", "override"),
     [
         pytest.param(50, {}, marks=pytest.mark.slow),
-        (24, {}),
+        pytest.param(24, {}, marks=pytest.mark.slow),
         (20, {"tau1": 4, "k": 9}),
         pytest.param(20, {"eps_slope": 1.0, "L_slope": 3, "k": 2}, marks=pytest.mark.slow),
     ],

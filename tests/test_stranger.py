@@ -94,6 +94,7 @@ def test_hooks_of_the_denoiser_itself_are_refused_or_run_as_they_are(
     assert "one rank runs this pipeline: this SD3Transformer2DModel has forward" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_deep_copy_is_a_pipeline_of_its_own() -> None:
     pipe = pipelines.load(NAME)
     own_class = type(pipe)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 CELLS = json.loads((ROOT / "examples" / "tour.ipynb").read_text())["cells"]
 CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
@@ -17,6 +19,7 @@ def test_the_tour_is_kept_without_outputs() -> None:
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in CODE)
 
 
+@pytest.mark.slow
 def test_the_tour_runs_from_top_to_bottom(tmp_path: Path) -> None:
     script = tmp_path / "tour.py"
     script.write_text("\n\n".join("".join(cell["source"]) for cell in CODE))

@@ -150,17 +150,17 @@ def _measure(
 
 
 def closing(rows: Sequence[figures.Row]) -> str:
-    """What the tables say, in a sentence, and what to do next."""
+    """What the tables say, in plain words, and what to do next."""
     of = {(row.model, row.mode): row for row in rows}
     said = []
     for name in dict.fromkeys(row.model for row in rows):
         hybrid = of[name, "hybrid"]
-        said.append(f"{name} {_times(hybrid.speedup)} and {hybrid.psnr_db:.0f} dB from it")
+        said.append(f"{_times(hybrid.speedup)} with {name} ({hybrid.psnr_db:.0f} dB)")
     same = all(of[name, "exact"].max_abs_error == 0 for name, _ in of)
     bits = "keeps every bit" if same else "is within rounding"
     return (
-        f"Against one device, hybrid on two ranks made a picture of {', of '.join(said)} (40 dB is "
-        f"hard to see), and exact {bits}; next, try your own pipeline as in "
+        f"Compared with one device, hybrid on two ranks is {', and '.join(said)}. Above 40 dB a "
+        f"difference is hard to see; exact {bits}. Next: try your own pipeline as in "
         "examples/two_ranks.py, or ask `hybridiff plan` what two GPUs would gain."
     )
 

@@ -71,7 +71,7 @@ def ended_while(
     ("number", "begun", "after", "code"),
     [
         (signal.SIGTERM, "about ", 4, 143),  # while ranks start
-        (signal.SIGINT, "warming up", 1, 130),
+        pytest.param(signal.SIGINT, "warming up", 1, 130, marks=pytest.mark.slow),
     ],
 )
 def test_a_demo_that_is_ended_leaves_nothing(tmp_path, number, begun, after, code):

@@ -164,6 +164,7 @@ def test_a_process_that_fails_or_dies_is_one_clear_error(tmp_path: Path) -> None
             entrant.make(0)
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_its_command_in_the_midst_of_a_picture(tmp_path: Path) -> None:
     call = {"num_inference_steps": 900, "height": 128, "width": 128}
     command = f"""

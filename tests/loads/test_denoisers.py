@@ -139,7 +139,7 @@ class _Hooked(nn.Module):
         return self._orig_mod(*args, **kwargs)
 
 
-@pytest.mark.parametrize("nets", [1, 2])
+@pytest.mark.parametrize("nets", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_control_nets(nets: int) -> None:
     def build() -> Any:
         pipe = switches.sdxl()
@@ -163,7 +163,7 @@ def test_control_nets(nets: int) -> None:
         assert not torch.equal(guessed, made)
 
 
-@pytest.mark.parametrize("adapters", [1, 2])
+@pytest.mark.parametrize("adapters", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_t2i_adapters(adapters: int) -> None:
     def build() -> Any:
         pipe = switches.sdxl()

@@ -39,7 +39,9 @@ def check(build: Callable[[], Any], quantize: Callable[[nn.Module], Any]) -> Non
         assert model.report.ranks == 2
 
 
-@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize(
+    "build", [switches.sdxl, pytest.param(switches.sd3, marks=pytest.mark.slow)]
+)
 def test_own_subclass(build: Callable[[], Any]) -> None:
     check(build, quantize)
 

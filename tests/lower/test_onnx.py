@@ -60,7 +60,10 @@ def error(result: np.ndarray, expected: torch.Tensor) -> float:
     return (difference.abs().max() / expected.abs().max()).item()
 
 
-@pytest.mark.parametrize("name", embedded.NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "tiny-sdxl" else ()) for n in embedded.NAMES],
+)
 def test_models_compute_what_their_graphs_do(name, tmp_path):
     case = embedded.case(name)
     weights = write(case, tmp_path)

@@ -16,7 +16,9 @@ NAME, CALL = "tiny-sd3", {"num_inference_steps": 12}
 @pytest.mark.parametrize(
     "settings",
     [
-        {"mode": "guided", "tau1": 3, "k": 6, "estimator": "hold"},
+        pytest.param(
+            {"mode": "guided", "tau1": 3, "k": 6, "estimator": "hold"}, marks=pytest.mark.slow
+        ),
         pytest.param({"mode": "hybrid", "tolerance": 5.0, "m": 3}, marks=pytest.mark.slow),
     ],
 )

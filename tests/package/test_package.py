@@ -211,6 +211,7 @@ def test_package_refused_for_one_weight_changes_none(
     assert all(weight.eq(7).all() for weight in pipe.transformer.parameters())
 
 
+@pytest.mark.slow
 def test_onnx_package_runs_in_another_runtime(tmp_path: Path) -> None:
     folder, pipe = tmp_path / "onnx", pipelines.shallow()
     settings: Any = {"mode": "paper", "tau1": 2, "k": 2}

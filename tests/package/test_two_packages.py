@@ -31,7 +31,7 @@ def pair() -> list[Any]:
     return [pipe, type(pipe)(**pipe.components)]
 
 
-@pytest.mark.parametrize("first_differs", [True, False])
+@pytest.mark.parametrize("first_differs", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_denoiser_holds_the_weights_of_one_package_at_a_time(
     exported: tuple[Path, torch.Tensor], other: Path, first_differs: bool
 ) -> None:

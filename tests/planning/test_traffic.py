@@ -32,8 +32,8 @@ def planned(name: str) -> Subject:
     ("name", "mode", "how"),
     [
         pytest.param("sdxl-small", "paper", SWITCHED, marks=pytest.mark.slow),
-        ("tiny-sdxl", "exact", {}),
-        ("tiny-sdxl", "guided", SWITCHED),
+        pytest.param("tiny-sdxl", "exact", {}, marks=pytest.mark.slow),
+        pytest.param("tiny-sdxl", "guided", SWITCHED, marks=pytest.mark.slow),
         ("tiny-sd3", "paper", SWITCHED),
         ("tiny-sd3", "forecast", SWITCHED),
     ],

@@ -56,6 +56,7 @@ def mapped_kb(pid: int | str, what: str) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_the_ranks_share_one_host_copy_of_the_weights() -> None:
     gc.collect()
     others = mapped_kb("self", "Pss")  # pipelines of other tests map weights, too

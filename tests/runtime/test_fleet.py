@@ -189,7 +189,7 @@ def test_ctrl_c_ends_the_run_and_the_worker() -> None:
 
 
 @pytest.mark.parametrize(
-    "steps", [900, pytest.param(3, marks=pytest.mark.slow)]
+    "steps", [pytest.param(900, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
 )  # killed in the middle of a step, and between calls
 def test_a_killed_driver_leaves_no_worker_and_no_files(
     steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

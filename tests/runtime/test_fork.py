@@ -233,7 +233,7 @@ pipelines.latents(model, "tiny-sd3", num_inference_steps=900, callback_on_step_e
 """
 
 
-@pytest.mark.parametrize("moment", ["idle", "in a step"])
+@pytest.mark.parametrize("moment", [pytest.param("idle", marks=pytest.mark.slow), "in a step"])
 def test_a_worker_ends_with_its_driver_though_a_forked_child_lives(moment: str) -> None:
     text = OUTLIVES
     if moment == "in a step":  # the child holds the links' sockets open, and the worker waits

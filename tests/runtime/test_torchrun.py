@@ -53,6 +53,7 @@ def test_ranks_cooperate_and_exit_cleanly(tmp_path: Path, init: str) -> None:
     assert done.stdout.count("phases {'serial': 2, 'pipelined': 2, 'forecast': 0}") == 1
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
     text = """
 import hybridiff_compile
@@ -141,6 +142,7 @@ finally:
     assert "waited True" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_driver_that_never_comes_is_an_error(tmp_path: Path) -> None:
     text = """
 import os, sys, time
