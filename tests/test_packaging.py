@@ -86,7 +86,7 @@ def test_wheel_holds_assets_and_type_marker(wheel):
     wanted = [p for p in assets.rglob("*") if p.is_file() and p.suffix != bulk]
     assert wanted
     assert {p.relative_to(ROOT).as_posix() for p in wanted} <= set(wheel)
-    assert f"{PACKAGE}/py.typed" in wheel
+    assert {f"{PACKAGE}/py.typed", f"{PACKAGE}/serving/page.html"} <= set(wheel)
 
 
 @pytest.fixture(scope="module")
