@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import traceback
@@ -144,7 +145,8 @@ def _answer(job: Job, ready: Ready, connection: Connection) -> None:
         made = make(ready.contender, PROMPT, seed, **job.call)
         first = ready.preparing_seconds + made.seconds if first is None else first
         watch.look()
-        connection.send(made)
+        # As bytes: `send` would share a tensor's memory by a socket, whose path may be too long.
+        connection.send_bytes(pickle.dumps(made))
 
 
 def _totals(ready: Ready, watch: ranks.Watch, first: float) -> Totals:

@@ -43,12 +43,19 @@ def ended_while(
         [sys.executable, "-c", CODE, *arguments, "--out", str(out)],
         env=env,
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
     assert process.stdout is not None
     try:
-        said = next(line for line in process.stdout if begun in line)
+        lines = []
+        for said in process.stdout:
+            lines.append(said)
+            if begun in said:
+                break
+        else:
+            raise AssertionError(f"it ended too early: {lines}")
         time.sleep(after)
         assert out.is_dir(), said
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
