@@ -124,6 +124,8 @@ def entered(job: Job) -> Iterator[Entrant]:
 def serve(job: Job, connection: Connection) -> None:
     """Answer an `Entrant`: the process's own side."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(job.cache)
+    job.cache.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = str(job.cache)  # a compiler that is killed leaves its files there
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     try:
         with command.ended_cleanly(), one_thread(), opened(job) as ready:
