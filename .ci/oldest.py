@@ -1,5 +1,6 @@
 """Print the oldest versions that pyproject.toml allows, one requirement a line; torch apart."""
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -18,4 +19,4 @@ def oldest(project: dict) -> list[str]:
 
 if __name__ == "__main__":
     settings = tomllib.loads(Path("pyproject.toml").read_text())
-    print("\n".join(oldest(settings["project"])))  # noqa: T201
+    sys.stdout.write("\n".join(oldest(settings["project"])) + "\n")

@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import fx, nn
-from torch.library import custom_op
+from torch import fx, library, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from hybridiff_compile.capture.alike import OF_TORCH, check_ops
@@ -28,7 +27,7 @@ class Computes(nn.Module):
         return sample + self.compute(sample)
 
 
-@custom_op("tests_alike::halved", mutates_args=())
+@library.custom_op("tests_alike::halved", mutates_args=())
 def halved(x: torch.Tensor) -> torch.Tensor:
     return x * 0.5
 
