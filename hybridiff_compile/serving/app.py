@@ -40,7 +40,8 @@ class Images:
                 404, f"model={wanted.model!r} is not served here; {self._served.name} is."
             )
         call = self._served.call(wanted)
-        events = await follow(self._studio, call, wanted.partial_images, request)
+        previews = wanted.partial_images if wanted.stream else 0  # nobody would see them
+        events = follow(self._studio, call, previews, request)
         # The status is chosen by the first event: what is wrong with a call is known before a step.
         first = await anext(events)
 

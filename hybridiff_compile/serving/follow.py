@@ -15,7 +15,7 @@ from hybridiff_compile.serving.studio import Studio
 _GONE = Failed(499, "the client has left")
 
 
-async def follow(
+def follow(
     studio: Studio, call: dict[str, Any], previews: int, request: Request
 ) -> AsyncIterator[Event]:
     """Put a call into the queue.

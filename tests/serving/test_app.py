@@ -22,11 +22,12 @@ class Studio:
     """Tells each job of the same events at once; without any, it is full."""
 
     def __init__(self, *events: Event) -> None:
-        self.events = events
+        self.events, self.previews = events, 0
 
     def submit(self, job: Job) -> None:
         if not self.events:
             raise FullError
+        self.previews = job.previews
         for event in self.events:
             job.send(event)
 
@@ -88,3 +89,10 @@ def test_a_stream_numbers_its_previews() -> None:
         "serial",
     ]
     assert events[-1].b64_json == "Yw=="
+
+
+@pytest.mark.parametrize(("stream", "previews"), [(True, 2), (False, 0)])
+def test_previews_are_made_only_for_who_sees_them(stream: bool, previews: int) -> None:
+    studio = Studio(Finished((b"one",), 1.0, ""))
+    asked(studio, stream=stream, partial_images=2)
+    assert studio.previews == previews
