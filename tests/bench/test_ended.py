@@ -17,7 +17,10 @@ from hybridiff_compile.errors import ConfigError
 
 #: What libraries make there for all of a user's processes, at import.
 OF_LIBRARIES = (f"torchinductor_{getpass.getuser()}", ".ses")
-CODE = "import sys; from hybridiff_compile.cli import app; sys.exit(app())"
+#: Ctrl-C is ignored where a shell starts the tests by `&`, and so by all that they start.
+CODE = """import signal, sys; from hybridiff_compile.cli import app
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(app())"""
 
 
 def alive(mark: str) -> list[int]:
