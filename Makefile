@@ -46,8 +46,9 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+# Workers are forked from a process that has imported torch (tests/warm.py); test-all starts each anew.
 test: lint
-	$(BIN)/python -m pytest -m "not slow" $(SHARED)
+	$(BIN)/python -m pytest -m "not slow" --warm $(SHARED)
 
 test-all: lint
 	$(BIN)/python -m pytest $(SHARED)

@@ -34,7 +34,7 @@ SHOWN: Mapping[figures.Mode, str] = {
 }
 SHOWN_PROMPTS = 5
 #: Pictures that each mode of a tiny model makes, and how few show the same in a quick run.
-PROMPTS, QUICK = 24, 4
+PROMPTS, QUICK = 24, 3
 SHEET_NOTE = (
     "dB: PSNR against one device that runs the two branches one after the other, 100 at most. "
     "right / wrong: whether the picture shows what its caption says."

@@ -33,6 +33,8 @@ from tests.runtime.processes import (
 
 NAME = "tiny-sd3"
 
+pytestmark = pytest.mark.usefixtures("cold")  # the start itself is tested
+
 
 @pytest.fixture
 def model() -> Iterator[Any]:

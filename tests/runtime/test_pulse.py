@@ -40,6 +40,8 @@ COMPUTES = "while True: pass"
 # Python's lock is not given up in it, so that no thread can answer.
 HOLDS_LOCK = "import re; re.match('(a*)*b', 'a' * 40)"
 
+pytestmark = pytest.mark.usefixtures("cold")  # the start itself is tested
+
 
 @contextmanager
 def watched(

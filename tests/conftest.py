@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from hybridiff_compile.runtime import spawn
+from tests import warm
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--warm", action="store_true", help="fork workers: no import of torch each")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How the workers of this process are started (see tests/warm.py)."""
+    if not request.config.getoption("--warm"):
+        yield
+        return
+    nursery = warm.Nursery()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spawn, "subprocess", warm.replaced(nursery))
+        yield
+    nursery.close()
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are started as users start them, whatever the tests were told."""
+    monkeypatch.setattr(spawn, "subprocess", subprocess)
