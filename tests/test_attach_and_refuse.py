@@ -18,7 +18,7 @@ from hybridiff_compile.errors import (
 )
 from tests import pipelines
 
-NAME = "tiny-sd3"
+NAME = "small-sd3"
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def test_bench_measures_the_models_that_it_is_given_once_each(monkeypatch, tmp_p
     assert (asked[1].names, asked[1].runs) == (("tiny-sdxl", "tiny-sd3", "sdxl-small"), 7)
 
 
-QUICK = "quick: pictures a mode 4 in place of 24"
+QUICK = "quick: pictures a mode 3 in place of 24"
 
 
 def asked_for(monkeypatch, module: Any, *arguments: str) -> Any:
@@ -144,7 +144,7 @@ def test_a_quick_demo_makes_fewer_pictures_and_says_so(monkeypatch):
     full = demo()
     assert (full.prompts, full.steps, full.thinned) == (24, 50, "")
     quick = demo("--quick")
-    assert (quick.names, quick.prompts, quick.steps, quick.thinned) == (full.names, 4, 50, QUICK)
+    assert (quick.names, quick.prompts, quick.steps, quick.thinned) == (full.names, 3, 50, QUICK)
     # What was asked for counts.
     assert demo("--quick", "--prompts", "9").thinned == "quick: nothing left out"
     assert demo("--quick", "--prompts", "9").prompts == 9

@@ -42,7 +42,7 @@ def test_dump_writes_every_program_before_and_after_each_pass(tmp_path):
 
 
 def test_each_captured_call_is_dumped_in_a_folder_of_its_own(tmp_path):
-    with hybridiff_compile.optimize(pipelines.load("tiny-sd3"), dump=tmp_path) as model:
+    with hybridiff_compile.optimize(pipelines.load("small-sd3"), dump=tmp_path) as model:
         for count in (1, 2):
             model.compile(num_images_per_prompt=count, **models.call_settings("tiny-sd3"))
         serial = [by_phase[Phase.SERIAL] for by_phase in model.programs()]

@@ -40,7 +40,9 @@ def assert_same_bits(pair: Pair, name: str, **call: Any) -> None:
     assert torch.equal(made, expected)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm++2m"])
+@pytest.mark.parametrize(
+    "scheduler", [pytest.param("ddim", marks=pytest.mark.slow), "euler", "dpm++2m"]
+)
 def test_sdxl_keeps_its_bits(sdxl: Pair, scheduler: str) -> None:
     for pipe in (sdxl[0].pipe, sdxl[1]):
         pipelines.set_scheduler(pipe, "tiny-sdxl", scheduler)

@@ -21,13 +21,21 @@ PINNED = [
 
 def reference(name: str, kind: str, tau1: int, k: int, m: int) -> tuple[torch.Tensor, int]:
     pipe = pipelines.load(name)
-    denoiser = pipe.unet if name == "tiny-sdxl" else pipe.transformer
+    denoiser = pipe.unet if name.endswith("sdxl") else pipe.transformer
     plain = Extrapolated(denoiser, kind, tau1, k, m)
     with plain.attached():
         return pipelines.latents(pipe, name), plain.forwards
 
 
-@pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-sd3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "small-sdxl",
+        "small-sd3",
+        pytest.param("tiny-sdxl", marks=pytest.mark.slow),
+        pytest.param("tiny-sd3", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(("kind", "tau1", "k", "m"), PINNED)
 def test_pinned_phase_equals_a_plain_recomputation(name, kind, tau1, k, m):
     expected, _ = reference(name, kind, tau1, k, m)
@@ -54,7 +62,7 @@ def plain(name: str) -> torch.Tensor:
 def test_the_report_tells_when_each_rank_computed():
     with hybridiff_compile.optimize(pipelines.shallow(), mode="guided", tau1=2, k=3) as model:
         for _ in range(2):
-            pipelines.latents(model, "tiny-sd3", num_inference_steps=7)
+            pipelines.latents(model, "small-sd3", num_inference_steps=7)
         report = model.report
     assert [[s.step for s in steps] for steps in report.rank_steps] == [list(range(7))] * 2
     for first, second in zip(*report.rank_steps, strict=True):
@@ -69,20 +77,20 @@ def test_the_report_tells_when_each_rank_computed():
 
 
 def test_forecast_on_one_device_is_that_of_two_ranks():
-    expected, _ = reference("tiny-sd3", "forecast", 2, 8, 3)
+    expected, _ = reference("small-sd3", "forecast", 2, 8, 3)
     settings: Any = {"mode": "forecast", "tau1": 2, "k": 8, "m": 3, "gpus": 1}
-    with hybridiff_compile.optimize(pipelines.load("tiny-sd3"), **settings) as model:
-        made = pipelines.latents(model, "tiny-sd3")
+    with hybridiff_compile.optimize(pipelines.load("small-sd3"), **settings) as model:
+        made = pipelines.latents(model, "small-sd3")
     assert (made - expected).abs().max() <= 1e-4 * expected.abs().max()  # a batch of two branches
 
 
 def test_hybrid_extrapolates_what_its_tolerance_allows_and_says_why():
     def run(model: Any) -> tuple[torch.Tensor, Any]:
-        made = pipelines.latents(model, "tiny-sdxl", num_inference_steps=24)
+        made = pipelines.latents(model, "small-sdxl", num_inference_steps=24)
         return made, model.report
 
-    pipe = pipelines.load("tiny-sdxl")
-    exact = pipelines.latents(pipe, "tiny-sdxl", num_inference_steps=24)
+    pipe = pipelines.load("small-sdxl")
+    exact = pipelines.latents(pipe, "small-sdxl", num_inference_steps=24)
     off, forecast = [], []
     for tolerance in (1e-9, 0.05, 10.0):
         with hybridiff_compile.optimize(pipe, mode="hybrid", tolerance=tolerance) as model:
@@ -108,11 +116,11 @@ def test_hybrid_weights_its_errors_by_the_guidance_that_a_callback_has_set():
         return values
 
     errors = []
-    pipe = pipelines.load("tiny-sdxl")
+    pipe = pipelines.load("small-sdxl")
     with hybridiff_compile.optimize(pipe, mode="hybrid", tolerance=1e-9, gpus=1) as model:
         calls: tuple[dict[str, Any], ...] = ({}, {"callback_on_step_end": change})
         for call in calls:
-            pipelines.latents(model, "tiny-sdxl", num_inference_steps=10, **call)
+            pipelines.latents(model, "small-sdxl", num_inference_steps=10, **call)
             errors.append([step.error for step in model.report.steps])
     kept, changed = errors
     assert changed[:6] == kept[:6]
@@ -135,9 +143,9 @@ def test_last_steps_are_computed_where_a_callback_switches_guidance_off_before_t
 
     INPUTS, kept = ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"], {}
     call = {"callback_on_step_end": only_from_ten_on, "callback_on_step_end_tensor_inputs": INPUTS}
-    pipe = pipelines.load("tiny-sdxl")
+    pipe = pipelines.load("small-sdxl")
     with hybridiff_compile.optimize(pipe, mode="hybrid", tolerance=10.0, gpus=1) as model:
-        pipelines.latents(model, "tiny-sdxl", num_inference_steps=30, **call)
+        pipelines.latents(model, "small-sdxl", num_inference_steps=30, **call)
         steps = model.report.steps
     assert [step.index for step in steps] == [0, *range(10, 30)]
     phases = "".join("SPUCF"[step.phase] for step in steps)
@@ -148,18 +156,18 @@ def test_last_steps_are_computed_where_a_callback_switches_guidance_off_before_t
 
 @pytest.mark.parametrize(("mode", "gpus"), [("paper", 2), ("asyncdiff", 2), ("forecast", 1)])
 def test_a_sampler_that_draws_noise_is_told_of_where_it_does_harm(mode, gpus, caplog):
-    pipe = pipelines.load("tiny-sdxl")
+    pipe = pipelines.load("small-sdxl")
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
     with hybridiff_compile.optimize(pipe, mode=mode, tau1=3, k=3, gpus=gpus) as model:
-        pipelines.latents(model, "tiny-sdxl", num_inference_steps=8)
+        pipelines.latents(model, "small-sdxl", num_inference_steps=8)
     assert "EulerAncestralDiscreteScheduler draws noise of its own" in caplog.text
 
 
 def test_hybrid_says_that_it_extrapolated_nothing(caplog):
-    pipe = pipelines.load("tiny-sdxl")
+    pipe = pipelines.load("small-sdxl")
     with hybridiff_compile.optimize(pipe, gpus=1) as model:
         for steps in (4, 24):
-            pipelines.latents(model, "tiny-sdxl", num_inference_steps=steps)
+            pipelines.latents(model, "small-sdxl", num_inference_steps=steps)
     said = [r.getMessage() for r in caplog.records if "extrapolated none" in r.getMessage()]
     assert len(said) == 1
     assert "none of this run's 4 steps" in said[0]
@@ -190,12 +198,12 @@ def test_hybrid_goes_back_to_serial_when_the_error_grows_and_comes_again_when_it
 
 
 def test_guided_pipelining_declines_a_sampler_that_draws_noise(caplog):
-    pipe = pipelines.load("tiny-sdxl")
+    pipe = pipelines.load("small-sdxl")
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
-    exact = pipelines.latents(pipe, "tiny-sdxl", num_inference_steps=6)
+    exact = pipelines.latents(pipe, "small-sdxl", num_inference_steps=6)
     with hybridiff_compile.optimize(pipe, mode="guided", tau1=2, k=3) as model:
-        made = pipelines.latents(model, "tiny-sdxl", num_inference_steps=6)
-        again = pipelines.latents(model, "tiny-sdxl", num_inference_steps=6)
+        made = pipelines.latents(model, "small-sdxl", num_inference_steps=6)
+        again = pipelines.latents(model, "small-sdxl", num_inference_steps=6)
         report = model.report
     assert (made - exact).abs().max() < 1e-3
     assert torch.equal(made, again)

@@ -15,7 +15,7 @@ from hybridiff_compile.ir import output_node
 from tests import pipelines
 from tests.reference import PaperReference
 
-CONSTANTS = {"tiny-sdxl": UNET_SWITCHING, "tiny-sd3": TRANSFORMER_SWITCHING}
+CONSTANTS = {"sdxl": UNET_SWITCHING, "sd3": TRANSFORMER_SWITCHING}
 
 
 def crossing(model: Any) -> frozenset[str]:
@@ -27,7 +27,15 @@ def crossing(model: Any) -> frozenset[str]:
     return frozenset(n.name for n in nodes)
 
 
-@pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-sd3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "small-sdxl",
+        "small-sd3",
+        pytest.param("tiny-sdxl", marks=pytest.mark.slow),
+        pytest.param("tiny-sd3", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     ("steps", "override"),
     [
@@ -43,10 +51,10 @@ def test_equals_a_plain_recomputation(name: str, steps: int, override: dict[str,
         made = pipelines.latents(model, name, **call)
         report, names = model.report, crossing(model)
 
-    base = CONSTANTS[name]
+    base = CONSTANTS[name.partition("-")[2]]
     k = override.get("k", max(1, round(base.k * steps / 50)))
     reference = PaperReference(
-        plain.unet if name == "tiny-sdxl" else plain.transformer,
+        plain.unet if name.endswith("sdxl") else plain.transformer,
         names,
         L=override.get("L_slope", max(1, round(base.L_slope * steps / 50))),
         g=override.get("eps_slope", base.eps_slope * 50 / steps),
@@ -67,7 +75,7 @@ def test_equals_a_plain_recomputation(name: str, steps: int, override: dict[str,
 
 def test_the_reference_notices_the_wrong_branch() -> None:
     """The comparison above can fail: swapping the branches' embeddings is far outside 1e-5."""
-    name, plain = "tiny-sdxl", pipelines.load("tiny-sdxl")
+    name, plain = "small-sdxl", pipelines.load("small-sdxl")
     call: dict[str, Any] = {"num_inference_steps": 6}
     swapped: dict[str, Any] = {"prompt": "a red circle", "negative_prompt": pipelines.PROMPT}
     with hybridiff_compile.optimize(

@@ -19,7 +19,7 @@ from hybridiff_compile.runtime import driver
 from tests import pipelines
 from tests.reference import branches_apart
 
-NAME = "tiny-sd3"
+NAME = "small-sd3"
 
 
 @pytest.fixture(scope="module")
@@ -173,16 +173,16 @@ def test_compile_prepares_the_programs_without_a_picture() -> None:
 def test_img2img() -> None:
     picture = Image.fromarray(np.full((64, 64, 3), 90, np.uint8))
     call = {"image": picture, "strength": 0.6, "num_inference_steps": 8}
-    components = pipelines.load("tiny-sdxl").components
-    untouched = StableDiffusionXLImg2ImgPipeline(**pipelines.load("tiny-sdxl").components)
+    components = pipelines.load("small-sdxl").components
+    untouched = StableDiffusionXLImg2ImgPipeline(**pipelines.load("small-sdxl").components)
     pipe = StableDiffusionXLImg2ImgPipeline(**components)
     for p in (pipe, untouched):
         p.set_progress_bar_config(disable=True)
     with hybridiff_compile.optimize(pipe) as model:
-        made = pipelines.latents(model, "tiny-sdxl", **call)
+        made = pipelines.latents(model, "small-sdxl", **call)
         assert len(model.report.steps) == 4
     with branches_apart(untouched.unet):
-        assert torch.equal(made, pipelines.latents(untouched, "tiny-sdxl", **call))
+        assert torch.equal(made, pipelines.latents(untouched, "small-sdxl", **call))
 
 
 class _Lora(nn.Module):

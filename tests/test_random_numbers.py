@@ -13,7 +13,7 @@ import hybridiff_compile
 from hybridiff_compile.runtime import driver
 from tests import pipelines
 
-NAME = "tiny-sd3"
+NAME = "small-sd3"
 MUCH, LITTLE = 0.05, 1e-6  # by more, and by less, than halves may differ from their batch
 
 

@@ -15,7 +15,7 @@ from hybridiff_compile.ways import uneven
 from tests import pipelines
 from tests.reference import branches_apart
 
-NAME = "tiny-sd3"
+NAME = "small-sd3"
 PROMPTS = [pipelines.PROMPT, pipelines.OTHER_PROMPT]
 
 

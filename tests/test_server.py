@@ -14,7 +14,7 @@ from hybridiff_compile import ops
 from hybridiff_compile.errors import ConfigError
 from tests import pipelines
 
-NAME = "tiny-sd3"
+NAME = "small-sd3"
 
 
 def make(pipe: Any, seed: int = 0) -> torch.Tensor:

@@ -26,7 +26,7 @@ from hybridiff_compile.errors import (
 from hybridiff_compile.runtime.driver import Driver
 from tests import pipelines
 
-NAME = "tiny-sd3"
+NAME = "small-sd3"
 
 
 def make(pipe: Any, **call: Any) -> torch.Tensor:

@@ -48,7 +48,7 @@ def latents_by_step(pipe: Any, seed: int) -> list[torch.Tensor]:
         seen.append(values["latents"].clone())
         return {}
 
-    pipe(**pipelines.settings("tiny-sd3", seed, **CALL), callback_on_step_end=note)
+    pipe(**pipelines.settings("small-sd3", seed, **CALL), callback_on_step_end=note)
     return seen
 
 
@@ -96,19 +96,19 @@ def test_two_exact_ranks_give_the_bits_of_one_device(pipe: Any, plain: Any) -> N
         assert "0: the same bits" in str(found)
         # Apart is of this device alone: what the worker would have sent is not there.
         with model.session().here.apart():
-            alone = pipelines.latents(model, "tiny-sd3", **CALL)
+            alone = pipelines.latents(model, "small-sd3", **CALL)
         assert (model.report.ranks, model.report.mode) == (1, "exact")
-        assert torch.equal(alone, pipelines.latents(model, "tiny-sd3", **CALL))
+        assert torch.equal(alone, pipelines.latents(model, "small-sd3", **CALL))
         assert model.report.ranks == 2
     with branches_apart(plain.transformer):
-        assert torch.equal(alone, pipelines.latents(plain, "tiny-sd3", **CALL))
+        assert torch.equal(alone, pipelines.latents(plain, "small-sd3", **CALL))
 
 
 def test_apart_ends_with_its_block(pipe: Any) -> None:
     with hybridiff_compile.optimize(pipe, 1, mode="forecast", tau1=3, k=4) as model:
         with pytest.raises(KeyError), model.session().here.apart():
             raise KeyError
-        pipelines.latents(model, "tiny-sd3", **CALL)
+        pipelines.latents(model, "small-sd3", **CALL)
         assert model.report.steps_by_phase["forecast"] == 3
 
 

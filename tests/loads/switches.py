@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
+from diffusers import ControlNetModel, T2IAdapter
 from diffusers.models.attention_processor import (
     AttnProcessor,
     SD3IPAdapterJointAttnProcessor2_0,
@@ -16,43 +15,18 @@ from PIL import Image
 from torch import nn
 
 from tests import pipelines
+from tests.pipelines import TEXT, WIDTHS, seeded
 from tests.reference import branches_apart
 
 STEPS = 3
-WIDTHS = (16, 32)
-TEXT = 128  # width of the embedded pipelines' text
 
 
 def sdxl() -> Any:
-    """The embedded SDXL pipeline with a random UNet of two small blocks."""
-    pipe = pipelines.load("tiny-sdxl")
-    unet = seeded(
-        lambda: UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=WIDTHS,
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=4,
-            norm_num_groups=8,
-            use_linear_projection=True,
-            cross_attention_dim=TEXT,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=16,
-            projection_class_embeddings_input_dim=160,
-        )
-    )
-    pipe.register_modules(unet=unet.eval())
-    return pipe
+    return pipelines.load("small-sdxl")
 
 
 def sd3() -> Any:
-    """The embedded SD3 pipeline with a random transformer of two blocks."""
-    pipe = pipelines.load("tiny-sd3")
-    shape = {**pipe.transformer.config, "num_layers": 2}
-    transformer = seeded(lambda: type(pipe.transformer).from_config(shape))
-    pipe.register_modules(transformer=transformer.eval())
-    return pipe
+    return pipelines.load("small-sd3")
 
 
 def denoiser(pipe: Any) -> Any:
@@ -62,7 +36,7 @@ def denoiser(pipe: Any) -> Any:
 def make(pipe: Any, *, seed: Any = 0, **call: Any) -> torch.Tensor:
     """The latents of a short call, or its picture with another `output_type`."""
     plain = getattr(pipe, "pipe", pipe)
-    name = "tiny-sdxl" if hasattr(plain, "unet") else "tiny-sd3"
+    name = "small-sdxl" if hasattr(plain, "unet") else "small-sd3"
     short = {"num_inference_steps": STEPS, **call}
     return torch.as_tensor(pipelines.latents(pipe, name, seed, **short))
 
@@ -71,13 +45,6 @@ def apart(pipe: Any, *, seed: Any = 0, **call: Any) -> torch.Tensor:
     """The same of a pipeline that is not optimized, its branches one after the other."""
     with branches_apart(denoiser(pipe)):
         return make(pipe, seed=seed, **call)
-
-
-def seeded(build: Callable[[], Any], seed: int = 5) -> Any:
-    """What `build` makes of a seed's random numbers; the caller's own stay as they are."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
 
 
 def noisy(module: nn.Module, seed: int) -> nn.Module:

@@ -15,12 +15,13 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
 import hybridiff_compile
+from tests import pipelines
 from tests.loads import switches
 
 
 def _of_embeds(made: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
-    wide = [torch.randn(1, 16, switches.TEXT, generator=generator) for _ in range(2)]
+    wide = [torch.randn(1, 16, pipelines.TEXT, generator=generator) for _ in range(2)]
     flat = [torch.randn(1, 64, generator=generator) for _ in range(2)]
     names = "prompt_embeds", "negative_prompt_embeds"
     call = dict(zip(names, wide, strict=True))

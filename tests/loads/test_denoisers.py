@@ -59,6 +59,7 @@ def test_pipelines_of_one_denoiser_share_its_weights_and_take_turns() -> None:
     assert torch.equal(apart(first), expected)
 
 
+@pytest.mark.slow
 def test_a_change_through_one_pipeline_is_seen_by_the_other() -> None:
     plain, first = switches.sdxl(), switches.sdxl()
     second = twin(first)

@@ -29,10 +29,8 @@ def save_lora(folder: Path, seed: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "controlled",
-    [pytest.param(False, id="alone", marks=pytest.mark.slow), pytest.param(True, id="controlled")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("controlled", [False, True], ids=["alone", "controlled"])
 def test_every_form_of_a_lora(controlled: bool, tmp_path: Path) -> None:
     files = [save_lora(tmp_path / name, seed) for seed, name in enumerate(("first", "second"))]
 

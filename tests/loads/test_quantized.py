@@ -40,7 +40,7 @@ def check(build: Callable[[], Any], quantize: Callable[[nn.Module], Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    "build", [switches.sdxl, pytest.param(switches.sd3, marks=pytest.mark.slow)]
+    "build", [pytest.param(switches.sdxl, marks=pytest.mark.slow), switches.sd3]
 )
 def test_own_subclass(build: Callable[[], Any]) -> None:
     check(build, quantize)

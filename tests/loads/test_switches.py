@@ -11,11 +11,12 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 import hybridiff_compile
+from tests import pipelines
 from tests.loads import switches
 from tests.loads.switches import apart, embeds, make
 
-PROMPT = {"ip_adapter_image_embeds": [embeds(1, switches.TEXT)]}
-PROMPTS = {"ip_adapter_image_embeds": [embeds(1, switches.TEXT, seed=s) for s in (7, 8)]}
+PROMPT = {"ip_adapter_image_embeds": [embeds(1, pipelines.TEXT)]}
+PROMPTS = {"ip_adapter_image_embeds": [embeds(1, pipelines.TEXT, seed=s) for s in (7, 8)]}
 LEFT = torch.ones(1, 1, 64, 64).triu()
 
 

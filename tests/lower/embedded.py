@@ -18,7 +18,7 @@ from hybridiff_compile.passes import build_programs
 from hybridiff_compile.passes.cut_stages import stages
 from tests import pipelines, toy
 
-NAMES = ("toy", "tiny-sdxl", "tiny-sd3")
+NAMES = ("toy", "small-sd3", "tiny-sdxl", "tiny-sd3")
 
 
 class _Recorded(BaseException):

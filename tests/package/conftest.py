@@ -1,6 +1,7 @@
 """One package for the tests: of the paper's mode, which has nodes and states of every kind."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 import hybridiff_compile
 from hybridiff_compile.errors import PackageError
@@ -23,16 +25,26 @@ CALL = {"num_inference_steps": 6}
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
     """A package of all phases, and a picture that the exporting model made.
 
-    Its convolution is channels_last, which the pipelines that load it are not.
+    Its convolution is channels_last, which the pipelines that load it are not. The processes that
+    share the tests share it as well, as exporting compiles.
     """
-    folder = tmp_path_factory.mktemp("packages") / "shallow"
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder, made = shared / "shallow", shared / "shallow.picture"
+    with FileLock(shared / "shallow.lock"):
+        if not made.exists():
+            torch.save(_exported(folder), made)
+    return folder, torch.load(made)
+
+
+def _exported(folder: Path) -> torch.Tensor:
     settings: Any = {"mode": "paper", "tau1": 2, "k": 2}
     pipe = pipelines.shallow()
     pipe.transformer.to(memory_format=torch.channels_last)
     with hybridiff_compile.optimize(pipe, **settings) as model:
         picture = pipelines.latents(model, NAME, **CALL)
         hybridiff_compile.export(model, folder)
-    return folder, picture
+    return picture
 
 
 @pytest.fixture

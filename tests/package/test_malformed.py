@@ -19,7 +19,7 @@ FLOAT = "float32"
 Rewrite = Callable[[str, bytes], None]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES[:2], pytest.param(FILES[2], marks=pytest.mark.slow)])
 def test_every_field_that_is_changed_is_refused(
     name: str, copy: Path, rewrite: Rewrite, refused: Callable[[], str]
 ) -> None:

@@ -26,7 +26,7 @@ from hybridiff_compile.runtime.driver import Driver
 from tests import pipelines
 from tests.runtime.processes import at_step, wait_until_gone, worker_pid
 
-NAME = "tiny-sd3"
+NAME = "small-sd3"
 #: Seconds; a call may take this much longer than its deadline: a new worker, a busy machine.
 DEADLINE, SLACK = 1.5, 12.0
 KILLED = r"was killed by signal 9 \(SIGKILL; out of memory\?\)"
@@ -233,6 +233,7 @@ def test_a_fault_while_programs_are_made_is_an_error(
     assert torch.equal(make(model), picture)
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_worker_frozen_while_it_starts_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     spawned, popen = [], subprocess.Popen
 

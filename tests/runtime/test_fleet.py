@@ -31,7 +31,7 @@ from tests.runtime.processes import (
     worker_pid,
 )
 
-NAME = "tiny-sd3"
+NAME = "small-sd3"
 
 pytestmark = pytest.mark.usefixtures("cold")  # the start itself is tested
 
@@ -73,7 +73,7 @@ def test_a_worker_that_dies_while_idle_costs_no_call(
     pid = kill_idle_worker(model)
     assert torch.equal(pipelines.latents(model, NAME), before)
     assert worker_pid(model) != pid
-    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    (warning,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("the worker")]
     assert warning == (
         "the worker was killed by signal 9 (SIGKILL; out of memory?) while idle; another is started"
     )
@@ -173,9 +173,9 @@ def announce(pipe, step, t, values):
     print("step", step, flush=True)
     return values
 
-model = hybridiff_compile.optimize(pipelines.load("tiny-sd3"), mode="exact")
+model = hybridiff_compile.optimize(pipelines.load("small-sd3"), mode="exact")
 print("worker", model._session.ranks.driver.fleet._process.pid, flush=True)
-pipelines.latents(model, "tiny-sd3", num_inference_steps=900, callback_on_step_end=announce)
+pipelines.latents(model, "small-sd3", num_inference_steps=900, callback_on_step_end=announce)
 print("end of the script", flush=True)
 """
 
@@ -232,6 +232,7 @@ def test_how_a_worker_ended(code: int | None, says: str) -> None:
     assert endings.ended(code) == says
 
 
+@pytest.mark.slow
 def test_a_script_that_forgets_to_close_leaves_no_worker() -> None:
     with script(SCRIPT.replace("num_inference_steps=900", "num_inference_steps=2")) as (
         process,

@@ -38,7 +38,7 @@ from tests import pipelines
 torch.set_num_threads(1)  # else the child would wait for OpenMP's threads, which are not there
 
 def make(pipe, **call):
-    return pipelines.latents(pipe, "tiny-sd3", num_inference_steps=3, **call)
+    return pipelines.latents(pipe, "small-sd3", num_inference_steps=3, **call)
 
 def child(act, end=os._exit):
     pid = os.fork()
@@ -54,7 +54,7 @@ def child(act, end=os._exit):
     assert os.waitpid(pid, 0)[1] == 0, act
 
 def refused():
-    for use in (lambda: make(model), lambda: model.compile(**pipelines.settings("tiny-sd3"))):
+    for use in (lambda: make(model), lambda: model.compile(**pipelines.settings("small-sd3"))):
         begin = time.monotonic()
         try:
             use()
@@ -64,7 +64,7 @@ def refused():
         else:
             raise AssertionError("a child has used its parent's worker")
 
-pipe = pipelines.load("tiny-sd3")
+pipe = pipelines.load("small-sd3")
 model = hybridiff_compile.optimize(pipe, mode="exact")
 print("worker", model._session.ranks.driver.fleet._process.pid, flush=True)
 """
@@ -86,7 +86,7 @@ def started_anew():
 child(refused)  # before the first load
 picture = make(model)
 for act in (refused, forget, model.restore, lambda: None):
-    for end in (os._exit, sys.exit, os._exit, sys.exit):
+    for end in (os._exit, sys.exit):
         child(act, end)
     assert torch.equal(make(model), picture), act
 child(started_anew, sys.exit)
@@ -142,7 +142,7 @@ def restored():
 def optimized_anew():
     model.restore()
     halve()
-    halve(fresh := pipelines.load("tiny-sd3"))
+    halve(fresh := pipelines.load("small-sd3"))
     with hybridiff_compile.optimize(pipe, mode="exact") as own:
         halved = make(own)
     with hybridiff_compile.optimize(fresh, mode="exact") as own:
@@ -182,6 +182,7 @@ print("the parent is as it was", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_what_a_forked_child_writes_to_its_weights_is_its_own() -> None:
     said, _ = ended(SETUP + WRITES, seconds=240)
     assert "the parent is as it was" in said
@@ -229,7 +230,7 @@ def told(pipe, step, t, values):
     print("step", step, flush=True)
     return values
 
-pipelines.latents(model, "tiny-sd3", num_inference_steps=900, callback_on_step_end=told)
+pipelines.latents(model, "small-sd3", num_inference_steps=900, callback_on_step_end=told)
 """
 
 

@@ -55,13 +55,13 @@ def test_a_process_set_like_another_may_be_asked_by_the_older_names_too(precisio
 def test_exact_keeps_the_bits_of_a_driver_with_another_attention():
     def apart() -> torch.Tensor:
         with hybridiff_compile.optimize(pipelines.shallow(), gpus=1, mode="exact") as model:
-            return pipelines.latents(model, "tiny-sd3", num_inference_steps=2)
+            return pipelines.latents(model, "small-sd3", num_inference_steps=2)
 
     before = apart()
     torch.backends.cuda.enable_flash_sdp(False)
     expected = apart()
     with hybridiff_compile.optimize(pipelines.shallow(), mode="exact") as model:
-        result = pipelines.latents(model, "tiny-sd3", num_inference_steps=2)
+        result = pipelines.latents(model, "small-sd3", num_inference_steps=2)
     assert torch.equal(result, expected)
     assert not torch.equal(expected, before)
 
@@ -72,10 +72,10 @@ def test_worker_is_told_at_the_start_and_of_every_change(monkeypatch):
     monkeypatch.setattr(messages, "send", lambda c, m: (told.append(m), send(c, m))[1])
     with hybridiff_compile.optimize(pipelines.shallow()) as model:
         call = {"num_inference_steps": 2}
-        pipelines.latents(model, "tiny-sd3", **call)
-        pipelines.latents(model, "tiny-sd3", **call)
+        pipelines.latents(model, "small-sd3", **call)
+        pipelines.latents(model, "small-sd3", **call)
         numerics.apply({**numerics.current(), SWITCH: "ieee"})
-        pipelines.latents(model, "tiny-sd3", **call)
+        pipelines.latents(model, "small-sd3", **call)
     agreed = [m.numerics[SWITCH] for m in told if isinstance(m, messages.Agree)]
     assert agreed == [agreed[0], "ieee"]
     assert agreed[0] != "ieee"

@@ -141,13 +141,13 @@ def test_a_worker_that_works_longer_than_the_deadline_is_let_be_and_one_that_han
         return values
 
     with hybridiff_compile.optimize(
-        pipelines.load("tiny-sd3"), mode="exact", deadline=0.5
+        pipelines.load("small-sd3"), mode="exact", deadline=0.5
     ) as model:
         pid = model.session().ranks.driver.fleet._process.pid  # pyright: ignore[reportOptionalMemberAccess]
         says = "rank 1 was busy for 10 s without an end and was given up in phase serial, step 1"
         begin = time.monotonic()
         with pytest.raises(WorkerError, match=says):
-            pipelines.latents(model, "tiny-sd3", num_inference_steps=2, callback_on_step_end=note)
+            pipelines.latents(model, "small-sd3", num_inference_steps=2, callback_on_step_end=note)
         assert time.monotonic() - begin < 40
         assert seen == [0]
         assert wait_until_gone(pid, 0)
