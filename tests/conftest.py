@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import subprocess
 from collections.abc import Iterator
 
@@ -16,6 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def workers(request: pytest.FixtureRequest) -> Iterator[None]:
     """How the workers of this process are started (see tests/warm.py)."""
+    gc.collect()
+    gc.freeze()  # what was imported for the tests is not searched again at each capture
     if not request.config.getoption("--warm"):
         yield
         return

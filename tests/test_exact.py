@@ -41,7 +41,8 @@ def assert_same_bits(pair: Pair, name: str, **call: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "scheduler", [pytest.param("ddim", marks=pytest.mark.slow), "euler", "dpm++2m"]
+    "scheduler",
+    ["euler", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddim", "dpm++2m"))],
 )
 def test_sdxl_keeps_its_bits(sdxl: Pair, scheduler: str) -> None:
     for pipe in (sdxl[0].pipe, sdxl[1]):
@@ -82,7 +83,8 @@ def test_embeddings_and_guidance_rescale(sdxl: Pair) -> None:
 
 def test_the_driver_feeds_embeddings_once_a_run(sd3: Pair) -> None:
     model, _ = sd3
-    pipelines.latents(model, "tiny-sd3", num_inference_steps=4)
+    for _ in range(2):  # a first call may send more
+        pipelines.latents(model, "tiny-sd3", num_inference_steps=4)
     short = model.report.bytes_sent
     pipelines.latents(model, "tiny-sd3", num_inference_steps=8)
     four_more_steps = model.report.bytes_sent - short

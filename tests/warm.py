@@ -127,6 +127,9 @@ def replaced(nursery: Nursery) -> SimpleNamespace:
 
 
 if __name__ == "__main__":
+    import gc
+
     import hybridiff_compile.worker  # noqa: F401
 
+    gc.freeze()
     fork_workers(socket.socket(fileno=int(sys.argv[1])))

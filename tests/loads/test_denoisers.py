@@ -98,13 +98,13 @@ def test_a_call_from_a_callback_of_a_pipeline_with_the_same_denoiser_is_refused(
 def test_a_denoiser_put_in_the_place_of_the_first_is_served(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    pipe, plain = switches.sdxl(), switches.sdxl()
-    first, second = pipe.unet, switches.noisy(copy.deepcopy(pipe.unet), 3)
+    pipe, plain = switches.sd3(), switches.sd3()
+    first, second = pipe.transformer, switches.noisy(copy.deepcopy(pipe.transformer), 3)
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
         make(model)
         for change in (
-            lambda p, d: setattr(p, "unet", d),
-            lambda p, d: p.register_modules(unet=d),
+            lambda p, d: setattr(p, "transformer", d),
+            lambda p, d: p.register_modules(transformer=d),
         ):
             for denoiser in (second, first):
                 for each in (pipe, plain):
@@ -112,14 +112,14 @@ def test_a_denoiser_put_in_the_place_of_the_first_is_served(
                 assert torch.equal(make(model), apart(plain))
                 assert model.report.ranks == 2
         assert "forward" not in vars(second)
-        pipe.unet = torch.compile(second)
+        pipe.transformer = torch.compile(second)
         with caplog.at_level(logging.WARNING, "hybridiff_compile"):
-            pipe.unet = _Hooked(second)
-            plain.unet = _Hooked(copy.deepcopy(second))
+            pipe.transformer = _Hooked(second)
+            plain.transformer = _Hooked(copy.deepcopy(second))
             assert (make(model) - make(plain)).abs().max() < 1e-3
         assert model.report.ranks == 1
         assert "one rank runs this pipeline: the denoiser is compiled" in caplog.text
-        pipe.unet = first
+        pipe.transformer = first
     assert "forward" not in vars(first)
 
 

@@ -119,8 +119,18 @@ SD3 = {
         matters=False,
     ),
 }
-CASES = [(switches.sdxl, s) for s in SDXL.values()] + [(switches.sd3, s) for s in SD3.values()]
-NAMES = [f"sdxl, {name}" for name in SDXL] + [f"sd3, {name}" for name in SD3]
+#: Another case is the same of something else.
+SLOW = ("attention processor", "channels last", "ip-adapter of one block", "ip-adapter with a mask")
+CASES = [
+    pytest.param(
+        build,
+        switch,
+        id=f"{build.__name__}, {name}",
+        marks=pytest.mark.slow if name in SLOW else (),
+    )
+    for build, of in ((switches.sdxl, SDXL), (switches.sd3, SD3))
+    for name, switch in of.items()
+]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +146,7 @@ def models() -> Iterator[dict[Any, Any]]:
         }
 
 
-@pytest.mark.parametrize(("build", "switch"), CASES, ids=NAMES)
+@pytest.mark.parametrize(("build", "switch"), CASES)
 def test_switched_on_and_off_again_after_optimize(
     models: dict[Any, Any], build: Callable[[], Any], switch: Switch
 ) -> None:

@@ -256,7 +256,9 @@ def test_graph_without_repeated_blocks_is_not_cut_up():
     assert not children(after)
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("tiny-sd3", 1), ("tiny-sdxl", 2)])
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("tiny-sd3", 1), pytest.param("tiny-sdxl", 2, marks=pytest.mark.slow)]
+)
 def test_blocks_of_the_embedded_models(name, kinds):
     case = embedded.case(name)
     found = chosen(case.denoiser)

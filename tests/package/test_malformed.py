@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,20 @@ FLOAT = "float32"
 Rewrite = Callable[[str, bytes], None]
 
 
-@pytest.mark.parametrize("name", [*FILES[:2], pytest.param(FILES[2], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [
+        (MANIFEST, 1),
+        ("rank0.json", 5),
+        pytest.param("rank0.json", 1, marks=pytest.mark.slow),
+        pytest.param("rank1.json", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_every_field_that_is_changed_is_refused(
-    name: str, copy: Path, rewrite: Rewrite, refused: Callable[[], str]
+    name: str, every: int, copy: Path, rewrite: Rewrite, refused: Callable[[], str]
 ) -> None:
     data, count, wrong = json.loads((copy / name).read_text()), 0, []
-    for place, changed in mutations(data, seed=0):
+    for place, changed in islice(mutations(data, seed=0), 0, None, every):
         rewrite(name, json.dumps(changed).encode())
         count += 1
         try:
@@ -32,7 +41,7 @@ def test_every_field_that_is_changed_is_refused(
         except BaseException as e:
             wrong.append(f"{'.'.join(map(str, place))}: {type(e).__name__} {str(e)[:200]}")
     assert not wrong, "\n".join([f"{len(wrong)} of {count}", *wrong])
-    assert count > 100
+    assert count * every > 100
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -34,6 +34,7 @@ def papers(request: pytest.FixtureRequest) -> Plan:
     return hybridiff_compile.plan(request.param)
 
 
+@pytest.mark.slow
 def test_flops_are_those_that_torch_counts_while_the_model_runs(small: Plan) -> None:
     pipe: Any = models.load("sdxl-small")
     counter = FlopCounterMode(display=False)

@@ -35,7 +35,7 @@ def planned(name: str) -> Subject:
         pytest.param("tiny-sdxl", "exact", {}, marks=pytest.mark.slow),
         pytest.param("tiny-sdxl", "guided", SWITCHED, marks=pytest.mark.slow),
         ("tiny-sd3", "paper", SWITCHED),
-        ("tiny-sd3", "forecast", SWITCHED),
+        pytest.param("tiny-sd3", "forecast", SWITCHED, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_sends_that_many_bytes(name: str, mode: Any, how: dict[str, Any]) -> None:

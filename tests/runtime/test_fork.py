@@ -209,6 +209,7 @@ print("end of the script", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_call_that_goes_on_in_the_child_is_refused_at_its_next_step() -> None:
     said, _ = ended(SETUP + GOES_ON)
     assert "the child's next step: this process" in said
@@ -234,7 +235,8 @@ pipelines.latents(model, "small-sd3", num_inference_steps=900, callback_on_step_
 """
 
 
-@pytest.mark.parametrize("moment", [pytest.param("idle", marks=pytest.mark.slow), "in a step"])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["idle", "in a step"])
 def test_a_worker_ends_with_its_driver_though_a_forked_child_lives(moment: str) -> None:
     text = OUTLIVES
     if moment == "in a step":  # the child holds the links' sockets open, and the worker waits
