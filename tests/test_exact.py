@@ -61,15 +61,18 @@ def test_sd3_keeps_its_bits(sd3: Pair, scheduler: str) -> None:
     assert_same_bits(sd3, "tiny-sd3")
 
 
-def test_several_prompts_with_several_pictures_each(sdxl: Pair, sd3: Pair) -> None:
+@pytest.mark.parametrize("name", ["tiny-sd3", pytest.param("tiny-sdxl", marks=pytest.mark.slow)])
+def test_several_prompts_with_several_pictures_each(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    of = request.getfixturevalue(name.partition("-")[2]), name
     call = {
         "prompt": [pipelines.PROMPT, pipelines.OTHER_PROMPT],
         "negative_prompt": ["a red circle", "a blue square"],
         "num_images_per_prompt": 2,
         "num_inference_steps": 3,
     }
-    assert_same_bits(sdxl, "tiny-sdxl", **call)
-    assert_same_bits(sd3, "tiny-sd3", **call)
+    assert_same_bits(*of, **call)
 
 
 def test_embeddings_and_guidance_rescale(sdxl: Pair) -> None:

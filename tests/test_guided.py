@@ -30,8 +30,8 @@ def reference(name: str, kind: str, tau1: int, k: int, m: int) -> tuple[torch.Te
 @pytest.mark.parametrize(
     "name",
     [
-        "small-sdxl",
         "small-sd3",
+        pytest.param("small-sdxl", marks=pytest.mark.slow),
         pytest.param("tiny-sdxl", marks=pytest.mark.slow),
         pytest.param("tiny-sd3", marks=pytest.mark.slow),
     ],
@@ -154,7 +154,14 @@ def test_last_steps_are_computed_where_a_callback_switches_guidance_off_before_t
     assert phases.endswith("SSSS")
 
 
-@pytest.mark.parametrize(("mode", "gpus"), [("paper", 2), ("asyncdiff", 2), ("forecast", 1)])
+@pytest.mark.parametrize(
+    ("mode", "gpus"),
+    [
+        pytest.param("paper", 2, marks=pytest.mark.slow),
+        pytest.param("asyncdiff", 2, marks=pytest.mark.slow),
+        ("forecast", 1),
+    ],
+)
 def test_a_sampler_that_draws_noise_is_told_of_where_it_does_harm(mode, gpus, caplog):
     pipe = pipelines.load("small-sdxl")
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)

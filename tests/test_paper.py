@@ -31,7 +31,7 @@ def crossing(model: Any) -> frozenset[str]:
     "name",
     [
         "small-sdxl",
-        "small-sd3",
+        pytest.param("small-sd3", marks=pytest.mark.slow),
         pytest.param("tiny-sdxl", marks=pytest.mark.slow),
         pytest.param("tiny-sd3", marks=pytest.mark.slow),
     ],

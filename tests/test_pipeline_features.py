@@ -200,6 +200,7 @@ class _Lora(nn.Module):
         return self.base(x) + self.scale * (x @ self.down.T @ self.up.T)
 
 
+@pytest.mark.slow
 def test_a_changed_denoiser_is_captured_again() -> None:
     pipe, plain = pipelines.load(NAME), pipelines.load(NAME)
     with hybridiff_compile.optimize(pipe) as model:

@@ -153,15 +153,19 @@ def test_a_run_of_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"latency.md", "latency.png"}
 
 
-def test_a_process_that_fails_or_dies_is_one_clear_error(tmp_path: Path) -> None:
-    job = Job(str(tmp_path), "exact", "eager", None, {}, tmp_path / "cache")
-    with pytest.raises(HybridiffError, match=r"mode exact, backend eager: .*(?s:.*)no model_index"):
-        entered(job).__enter__()
+def test_a_process_that_dies_is_one_clear_error(tmp_path: Path) -> None:
     job = Job("tiny-sd3", "one-device", "eager", None, {"num_inference_steps": 2}, tmp_path / "c")
     with entered(job) as entrant:
         entrant._process.kill()
         with pytest.raises(HybridiffError, match="it ended with exit code -9"):
             entrant.make(0)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_is_one_clear_error(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), "exact", "eager", None, {}, tmp_path / "cache")
+    with pytest.raises(HybridiffError, match=r"mode exact, backend eager: .*(?s:.*)no model_index"):
+        entered(job).__enter__()
 
 
 @pytest.mark.slow

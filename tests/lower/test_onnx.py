@@ -62,10 +62,7 @@ def error(result: np.ndarray, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=pytest.mark.slow if n.startswith("tiny") else ())
-        for n in embedded.NAMES
-    ],
+    [pytest.param(n, marks=pytest.mark.slow if n != "toy" else ()) for n in embedded.NAMES],
 )
 def test_models_compute_what_their_graphs_do(name, tmp_path):
     case = embedded.case(name)

@@ -1,7 +1,20 @@
 import gc
 import weakref
+from collections.abc import Iterator
+
+import pytest
 
 from hybridiff_compile.runtime import memory
+
+
+@pytest.fixture(autouse=True)
+def unfrozen() -> Iterator[None]:
+    """The tests freeze what was imported for them."""
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    yield
+    if frozen:
+        gc.freeze()
 
 
 class Node:
