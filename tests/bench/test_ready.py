@@ -32,6 +32,12 @@ def test_a_timed_forward_notes_every_call_and_what_it_compiled(monkeypatch):
     assert min(timed.seconds) >= 0
 
 
+@pytest.mark.parametrize(("first", "compiling"), [(5.0, 3.0), (1.0, 0.0)])
+def test_compiling_is_the_first_call_less_a_later_one(first: float, compiling: float) -> None:
+    timed = Timed(lambda: None, seconds=[first, 1.0, 9.0, 2.0])
+    assert ready.compiling_seconds(timed) == compiling
+
+
 def test_steps_are_medians_of_each_phase_over_all_pictures():
     def made(*milliseconds: float) -> Any:
         phases = (Phase.SERIAL, Phase.PIPELINED)
