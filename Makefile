@@ -2,8 +2,8 @@
 PYTHON ?= python3
 # TORCH=torch==2.13.0 is the CPU build on most indexes; pass your CUDA build's requirement instead.
 TORCH ?= torch==2.13.0
-# The oldest one that pyproject.toml allows; indexes may have it with CUDA only, some gigabytes.
-TORCH_OLDEST ?= torch==2.11.0
+# The oldest one that pyproject.toml allows.
+TORCH_OLDEST ?= torch==2.13.0
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 # Two processes take the test files in turn; a test has two ranks, so more would crowd a small machine.

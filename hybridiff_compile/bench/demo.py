@@ -160,8 +160,9 @@ def closing(rows: Sequence[figures.Row]) -> str:
     bits = "keeps every bit" if same else "is within rounding"
     return (
         f"Compared with one device, hybrid on two ranks is {', and '.join(said)}. Above 40 dB a "
-        f"difference is hard to see; exact {bits}. Next: try your own pipeline as in "
-        "examples/two_ranks.py, or ask `hybridiff plan` what two GPUs would gain."
+        f"difference is hard to see; exact {bits} of the halves computed one by one. Next: try "
+        "your own pipeline as in examples/two_ranks.py, or ask `hybridiff plan` what two GPUs "
+        "would gain."
     )
 
 

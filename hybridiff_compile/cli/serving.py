@@ -36,7 +36,7 @@ def serve(
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get a 429.")] = 64,
     drain: Annotated[int, typer.Option(help="Seconds that requests have after SIGTERM.")] = 60,
 ) -> None:
-    """Serve pictures over HTTP, as OpenAI's images API asks for them; needs the extra [serve]."""
+    """Serve pictures over HTTP, as OpenAI's images API asks for them; needs the extra `serve`."""
     quiet()
     try:
         from hybridiff_compile.serving import serve as serving

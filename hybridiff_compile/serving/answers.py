@@ -35,8 +35,21 @@ def in_words(errors: Sequence[Mapping[str, Any]]) -> str:
     said = []
     for one in errors:
         where = ".".join(str(part) for part in one["loc"] if part != "body")
-        said.append(f"{where}: {one['msg']}" if where else str(one["msg"]))
+        said.append(_clause(where, one))
     return "; ".join(said)
+
+
+def _clause(where: str, one: Mapping[str, Any]) -> str:
+    if one["type"] == "json_invalid":
+        return f"the body is no JSON: {one['ctx']['error']} at character {where}"
+    if one["type"] == "model_attributes_type":
+        return "the body is no JSON object; send one, with Content-Type: application/json"
+    if not where:
+        return "the body is empty; send a JSON object with a prompt"
+    given = one.get("input")
+    is_short = isinstance(given, bool | int | float) or (isinstance(given, str) and len(given) < 40)
+    value = f"={given!r}" if is_short else ""
+    return f"{where}{value}: {one['msg']}"
 
 
 def whole(done: Finished, data: list[dict[str, str]]) -> dict[str, Any]:

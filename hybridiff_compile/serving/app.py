@@ -71,9 +71,17 @@ class Images:
 
     async def models(self) -> dict[str, Any]:
         """The one model."""
+        return {"object": "list", "data": [self._only()]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """What there is to know of the one model."""
+        if name != self._served.name:
+            raise HTTPException(404, f"{name!r} is not served here; {self._served.name} is.")
+        return self._only()
+
+    def _only(self) -> dict[str, Any]:
         name = self._served.name
-        only = {"id": name, "object": "model", "created": self._created, "owned_by": "local"}
-        return {"object": "list", "data": [only]}
+        return {"id": name, "object": "model", "created": self._created, "owned_by": "local"}
 
     async def health(self) -> dict[str, Any]:
         """Answered once the model is ready; the address is closed again before the end."""
@@ -109,6 +117,7 @@ def application(images: Images) -> FastAPI:
     app.post("/v1/images/generations", response_model=None)(images.generate)
     app.get("/v1/images/files/{name}", name="picture")(images.picture)
     app.get("/v1/models")(images.models)
+    app.get("/v1/models/{name}")(images.model)
     app.get("/health")(images.health)
     app.get("/metrics")(images.measured)
     app.get("/", include_in_schema=False)(images.page)

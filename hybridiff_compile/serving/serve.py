@@ -17,11 +17,11 @@ import hybridiff_compile
 from hybridiff_compile import arguments
 from hybridiff_compile.bench.command import check_least
 from hybridiff_compile.bench.prepare import Wanted
-from hybridiff_compile.errors import ConfigError
+from hybridiff_compile.errors import ConfigError, HybridiffError
 from hybridiff_compile.serving.app import Images, application
 from hybridiff_compile.serving.metrics import Metrics
 from hybridiff_compile.serving.studio import Studio
-from hybridiff_compile.serving.wanted import Served, parameters
+from hybridiff_compile.serving.wanted import Served, in_words, parameters
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -78,7 +78,7 @@ def run(serving: Serving, console: Console) -> None:
         ) as model:
             for width, height in served.sizes:
                 console.print(f"preparing {width} x {height}", highlight=False)
-                model.compile(**{**served.defaults, "width": width, "height": height})
+                _prepare(model, {**served.defaults, "width": width, "height": height})
             metrics = Metrics()
             with closing(Studio(model, serving.places, metrics)) as studio:
                 app = application(Images(served, studio, metrics))
@@ -90,6 +90,16 @@ def run(serving: Serving, console: Console) -> None:
                 with _ended_by_signals():
                     uvicorn.Server(config).run(sockets=[at])
         console.print("all requests are answered; the worker has ended", highlight=False)
+
+
+def _prepare(model: hybridiff_compile.Model, call: dict[str, Any]) -> None:
+    try:
+        model.compile(**call)
+    except HybridiffError:
+        raise
+    except ValueError as e:  # of the pipeline, which checks what it is called with
+        size = in_words((call["width"], call["height"]))
+        raise ConfigError(f"--size {size}: the pipeline refuses it: {e}") from e
 
 
 def _listen(host: str, port: int) -> socket.socket:

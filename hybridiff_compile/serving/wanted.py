@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hybridiff_compile.errors import ConfigError
 
@@ -36,6 +36,7 @@ class ImageRequest(BaseModel):
         seed: of the first picture, the next ones count on from it; None takes a random one.
         negative_prompt, num_inference_steps, guidance_scale: as in diffusers; not OpenAI's.
         quality, style, moderation, user: OpenAI's; taken, and not used.
+        output_format, background: OpenAI's; the values that are made here.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -55,6 +56,16 @@ class ImageRequest(BaseModel):
     style: str | None = None
     moderation: str | None = None
     user: str | None = None
+    output_format: Literal["png"] = "png"
+    background: Literal["auto", "opaque"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, body: Any) -> Any:
+        """OpenAI's client sends null for what is left out."""
+        if not isinstance(body, dict):
+            return body
+        return {key: value for key, value in body.items() if value is not None}
 
 
 @dataclass(frozen=True)

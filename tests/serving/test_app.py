@@ -96,3 +96,43 @@ def test_previews_are_made_only_for_who_sees_them(stream: bool, previews: int) -
     studio = Studio(Finished((b"one",), 1.0, ""))
     asked(studio, stream=stream, partial_images=2)
     assert studio.previews == previews
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "says"),
+    [
+        ('{"prompt": "a", "n": 5}', "application/json", "n=5: Input should be less than or equal"),
+        ('{"prompt": "a", "guidance_scale": NaN}', "application/json", "guidance_scale=nan"),
+        ("{not json", "application/json", "the body is no JSON: "),
+        ('{"prompt": "a"}', "application/x-www-form-urlencoded", "Content-Type: application/json"),
+        ("", "application/json", "the body is empty; send a JSON object with a prompt"),
+    ],
+)
+def test_a_body_that_is_refused_is_told_why(body: str, kind: str, says: str) -> None:
+    answer = sent("POST", "/v1/images/generations", body, kind)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]["message"]
+
+
+def test_null_is_the_default_and_what_is_made_anyway_may_be_asked_for() -> None:
+    nothing: Any = dict.fromkeys(("n", "response_format", "stream", "partial_images"))
+    done = Finished((b"one",), 1.0, "")
+    made = asked(Studio(done), **nothing, output_format="png", background="auto")
+    assert [one.b64_json for one in made.data] == ["b25l"]
+
+
+def test_the_one_model_is_found_by_its_name_and_no_other_is() -> None:
+    assert sent("GET", f"/v1/models/{SERVED.name}").json()["id"] == SERVED.name
+    assert sent("GET", "/v1/models/other").status_code == 404
+
+
+def sent(method: str, path: str, body: str = "", kind: str = "application/json") -> Any:
+    studio: Any = Studio()
+    app = application(Images(SERVED, studio, Metrics()))
+
+    async def send() -> Any:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
+            return await http.request(method, path, content=body, headers={"Content-Type": kind})
+
+    return asyncio.run(send())

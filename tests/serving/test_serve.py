@@ -86,3 +86,13 @@ def test_steps_of_the_command_are_those_of_every_call() -> None:
     served = served_of(Serving(Wanted("tiny-sd3", None, steps=7)), Pipe())
     assert served.defaults["num_inference_steps"] == 7
     assert not {"width", "height", "num_images_per_prompt"} & served.defaults.keys()
+
+
+def test_a_size_that_the_pipeline_refuses_is_one_clear_error() -> None:
+    class Refuses:
+        def compile(self, **call: Any) -> None:
+            raise ValueError("height and width have to be divisible by 8")
+
+    model: Any = Refuses()
+    with pytest.raises(ConfigError, match="--size 65x64: the pipeline refuses it: height and wid"):
+        serve._prepare(model, {"width": 65, "height": 64})
