@@ -83,14 +83,14 @@ def test_events_tell_of_each_step_and_show_previews(server: Server) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"n": 5}, "n: Input should be less than or equal to 4"),
-        ({"n": 0}, "n: Input should be greater"),
+        ({"n": 5}, "n=5: Input should be less than or equal to 4"),
+        ({"n": 0}, "n=0: Input should be greater"),
         ({"size": "65x64"}, "size='65x64' is not served; choose one of 64x64"),
-        ({"extra": {"seed": -1}}, "seed: "),
-        ({"extra": {"num_inference_steps": 0}}, "num_inference_steps: "),
-        ({"extra": {"steps": 3}}, "steps: Extra inputs"),
-        ({"extra": {"guidance_scale": "much"}}, "guidance_scale: "),
-        ({"extra": {"prompt": ""}}, "prompt: "),
+        ({"extra": {"seed": -1}}, "seed=-1: "),
+        ({"extra": {"num_inference_steps": 0}}, "num_inference_steps=0: "),
+        ({"extra": {"steps": 3}}, "steps=3: Extra inputs"),
+        ({"extra": {"guidance_scale": "much"}}, "guidance_scale='much': "),
+        ({"extra": {"prompt": ""}}, "prompt='': "),
     ],
 )
 def test_bad_input_is_a_400_that_names_it(server: Server, asked: dict[str, Any], said: str) -> None:
