@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -82,6 +83,11 @@ def settings(name: str, seed: int = 0, **call: Any) -> dict[str, Any]:
 def latents(pipe: Any, name: str, seed: int = 0, **call: Any) -> torch.Tensor:
     """The final latents of a call."""
     return pipe(**settings(name, seed, **call)).images
+
+
+def slow(*names: str) -> list[Any]:
+    """Cases that `make test` leaves out."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def shallow() -> Any:

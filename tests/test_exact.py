@@ -40,10 +40,7 @@ def assert_same_bits(pair: Pair, name: str, **call: Any) -> None:
     assert torch.equal(made, expected)
 
 
-@pytest.mark.parametrize(
-    "scheduler",
-    ["euler", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddim", "dpm++2m"))],
-)
+@pytest.mark.parametrize("scheduler", ["euler", *pipelines.slow("ddim", "dpm++2m")])
 def test_sdxl_keeps_its_bits(sdxl: Pair, scheduler: str) -> None:
     for pipe in (sdxl[0].pipe, sdxl[1]):
         pipelines.set_scheduler(pipe, "tiny-sdxl", scheduler)
@@ -61,18 +58,18 @@ def test_sd3_keeps_its_bits(sd3: Pair, scheduler: str) -> None:
     assert_same_bits(sd3, "tiny-sd3")
 
 
-@pytest.mark.parametrize("name", ["tiny-sd3", pytest.param("tiny-sdxl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["tiny-sd3", *pipelines.slow("tiny-sdxl")])
 def test_several_prompts_with_several_pictures_each(
     name: str, request: pytest.FixtureRequest
 ) -> None:
-    of = request.getfixturevalue(name.partition("-")[2]), name
+    pair = request.getfixturevalue(name.removeprefix("tiny-"))
     call = {
         "prompt": [pipelines.PROMPT, pipelines.OTHER_PROMPT],
         "negative_prompt": ["a red circle", "a blue square"],
         "num_images_per_prompt": 2,
         "num_inference_steps": 3,
     }
-    assert_same_bits(*of, **call)
+    assert_same_bits(pair, name, **call)
 
 
 def test_embeddings_and_guidance_rescale(sdxl: Pair) -> None:

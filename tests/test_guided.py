@@ -28,13 +28,7 @@ def reference(name: str, kind: str, tau1: int, k: int, m: int) -> tuple[torch.Te
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "small-sd3",
-        pytest.param("small-sdxl", marks=pytest.mark.slow),
-        pytest.param("tiny-sdxl", marks=pytest.mark.slow),
-        pytest.param("tiny-sd3", marks=pytest.mark.slow),
-    ],
+    "name", ["small-sd3", *pipelines.slow("small-sdxl", "tiny-sdxl", "tiny-sd3")]
 )
 @pytest.mark.parametrize(("kind", "tau1", "k", "m"), PINNED)
 def test_pinned_phase_equals_a_plain_recomputation(name, kind, tau1, k, m):

@@ -28,13 +28,7 @@ def crossing(model: Any) -> frozenset[str]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "small-sdxl",
-        pytest.param("small-sd3", marks=pytest.mark.slow),
-        pytest.param("tiny-sdxl", marks=pytest.mark.slow),
-        pytest.param("tiny-sd3", marks=pytest.mark.slow),
-    ],
+    "name", ["small-sdxl", *pipelines.slow("small-sd3", "tiny-sdxl", "tiny-sd3")]
 )
 @pytest.mark.parametrize(
     ("steps", "override"),

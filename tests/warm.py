@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -70,7 +71,7 @@ class Nursery:
         return Forked(pid, command)
 
 
-def fork_workers(orders: socket.socket) -> None:
+def fork_workers(main: Callable[[], None], orders: socket.socket) -> None:
     """Fork a worker for each order, until nobody is there to order one."""
     while True:
         order, descriptors, _, _ = socket.recv_fds(orders, _LONGEST, 3)
@@ -84,7 +85,7 @@ def fork_workers(orders: socket.socket) -> None:
             orders.close()
             for descriptor in (ours, theirs):
                 os.close(descriptor)
-            work(json.loads(order), *descriptors)
+            work(main, json.loads(order), *descriptors)
         os.waitpid(between, 0)  # from now on the worker is a child of who ordered it
         for descriptor in (*descriptors, theirs):
             os.close(descriptor)
@@ -92,10 +93,10 @@ def fork_workers(orders: socket.socket) -> None:
         os.close(ours)
 
 
-def work(order: dict[str, Any], control: int, pulse: int, log: int) -> NoReturn:
+def work(
+    main: Callable[[], None], order: dict[str, Any], control: int, pulse: int, log: int
+) -> NoReturn:
     """Be the worker that was ordered, as `runtime/spawn.py` starts one."""
-    from hybridiff_compile import worker
-
     code = 1
     try:
         os.setsid()
@@ -108,7 +109,7 @@ def work(order: dict[str, Any], control: int, pulse: int, log: int) -> NoReturn:
         for option, descriptor in (("--fd", control), ("--pulse", pulse)):
             args[args.index(option) + 1] = str(descriptor)
         sys.argv = ["worker", *args]
-        worker.main()
+        main()
     except BaseException:
         traceback.print_exc()
     os._exit(code)
@@ -129,7 +130,7 @@ def replaced(nursery: Nursery) -> SimpleNamespace:
 if __name__ == "__main__":
     import gc
 
-    import hybridiff_compile.worker  # noqa: F401
+    from hybridiff_compile import worker
 
     gc.freeze()
-    fork_workers(socket.socket(fileno=int(sys.argv[1])))
+    fork_workers(worker.main, socket.socket(fileno=int(sys.argv[1])))

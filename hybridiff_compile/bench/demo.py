@@ -157,12 +157,12 @@ def closing(rows: Sequence[figures.Row]) -> str:
         hybrid = of[name, "hybrid"]
         said.append(f"{_times(hybrid.speedup)} with {name} ({hybrid.psnr_db:.0f} dB)")
     same = all(of[name, "exact"].max_abs_error == 0 for name, _ in of)
-    bits = "keeps every bit" if same else "is within rounding"
+    bits = "has the same bits as" if same else "is within rounding of"
     return (
         f"Compared with one device, hybrid on two ranks is {', and '.join(said)}. Above 40 dB a "
-        f"difference is hard to see; exact {bits} of the halves computed one by one. Next: try "
-        "your own pipeline as in examples/two_ranks.py, or ask `hybridiff plan` what two GPUs "
-        "would gain."
+        f"difference is hard to see; exact {bits} one device that computes the two halves one "
+        "after the other. Next: try your own pipeline as in examples/two_ranks.py, or ask "
+        "`hybridiff plan` what two GPUs would gain."
     )
 
 

@@ -18,8 +18,6 @@ from hybridiff_compile.passes import build_programs
 from hybridiff_compile.passes.cut_stages import stages
 from tests import pipelines, toy
 
-NAMES = ("toy", "small-sd3", "tiny-sdxl", "tiny-sd3")
-
 
 class _Recorded(BaseException):
     """Ends a pipeline's call at its first denoiser call."""

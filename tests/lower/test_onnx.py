@@ -15,6 +15,7 @@ from torch import fx
 from hybridiff_compile.errors import BackendError
 from hybridiff_compile.lower.flat import flatten
 from hybridiff_compile.lower.onnx import Place, check, export_part, places
+from tests import pipelines
 from tests.lower import embedded
 from tests.lower.embedded import Case
 from tests.lower.graphs import layer, with_values
@@ -60,10 +61,7 @@ def error(result: np.ndarray, expected: torch.Tensor) -> float:
     return (difference.abs().max() / expected.abs().max()).item()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow if n != "toy" else ()) for n in embedded.NAMES],
-)
+@pytest.mark.parametrize("name", ["toy", *pipelines.slow("tiny-sdxl", "tiny-sd3")])
 def test_models_compute_what_their_graphs_do(name, tmp_path):
     case = embedded.case(name)
     weights = write(case, tmp_path)

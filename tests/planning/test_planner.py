@@ -28,7 +28,7 @@ def small() -> Plan:
     return hybridiff_compile.plan("tiny-sdxl", num_inference_steps=20)
 
 
-@pytest.fixture(scope="module", params=[pytest.param("sdxl", marks=pytest.mark.slow), "sd3-medium"])
+@pytest.fixture(scope="module", params=["sd3-medium", *pipelines.slow("sdxl")])
 def papers(request: pytest.FixtureRequest) -> Plan:
     """On two RTX 3090 over PCIe 3, as the paper's Table 1."""
     return hybridiff_compile.plan(request.param)
