@@ -27,6 +27,13 @@ class Model:
     def __init__(self, pipe: Any, session: Session) -> None:
         self.pipe = pipe
         self._session: Session | None = session
+        self._last_report: RunReport | None = None
+
+    def __repr__(self) -> str:
+        """What it is of, and how it runs."""
+        config = self._session.config if self._session else None
+        how = f"{config.mode}, gpus={config.gpus}" if config else "restored"
+        return f"<{type(self).__name__} of {type(self.pipe).__name__}: {how}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Make pictures: the same as `pipe(...)`."""
@@ -58,12 +65,12 @@ class Model:
 
     @property
     def report(self) -> RunReport:
-        """What the last call did, step by step.
+        """What the last call did, step by step; a restored model tells of its last one too.
 
         Raises:
             HybridiffError: there was none, or it failed.
         """
-        report = self.session().report
+        report = self._session.report if self._session else self._last_report
         if report is None:
             raise HybridiffError(
                 "there is no report: no call was made yet, or the last one failed; make a picture "
@@ -126,17 +133,18 @@ class Model:
     def restore(self) -> Any:
         """Give the pipeline back as it was, end the worker, and close this model.
 
-        A call that is under way in another thread is waited for.
+        A call that is under way in another thread is waited for. Again, it does nothing.
 
         Raises:
-            ClosedError: it was restored already, or something was attached on top since.
+            ClosedError: something was attached on top since.
         """
-        with self.session().at_rest():
-            session = self.session()  # another thread may have restored it meanwhile
-            session.attachment.detach()
-            session.ranks.close()
-            session.give_back()
-            self._session = None
+        if (session := self._session) is not None:
+            with session.at_rest():
+                if self._session is not None:  # another thread may have restored it meanwhile
+                    session.attachment.detach()
+                    session.ranks.close()
+                    session.give_back()
+                    self._session, self._last_report = None, session.report
         return self.pipe
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -145,8 +153,7 @@ class Model:
 
     def close(self) -> None:
         """Restore the pipeline, if that has not been done yet."""
-        if self._session is not None:
-            self.restore()
+        self.restore()
 
     def __enter__(self) -> Self:
         self.session()

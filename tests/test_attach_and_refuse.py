@@ -36,14 +36,19 @@ def test_restore_leaves_the_pipeline_as_it_was() -> None:
     own_class, attributes = type(pipe), set(vars(pipe.transformer))
     model = hybridiff_compile.optimize(pipe)
     make(model)
+    report = model.report
+    assert repr(model) == "<Model of StableDiffusion3Pipeline: hybrid, gpus=2>"
     assert model.restore() is pipe
     assert type(pipe) is own_class
     assert set(vars(pipe.transformer)) == attributes
     assert torch.equal(make(pipe), make(pipelines.load(NAME)))
-    for use in (model, model.restore, model.compile, model.programs, model.graphs):
+    for use in (model, model.compile, model.programs, model.graphs):
         with pytest.raises(ClosedError, match="restored"):
             use()
-    model.close()  # closing what is closed is not an error
+    assert model.restore() is pipe  # once more is not an error
+    model.close()
+    assert model.report is report
+    assert repr(model) == "<Model of StableDiffusion3Pipeline: restored>"
 
 
 def test_restore_leaves_a_later_patch_on_top_of_the_plain_forward() -> None:

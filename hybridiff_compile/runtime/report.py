@@ -158,7 +158,9 @@ class RunReport:
             said.append(f"{fewer}x fewer forwards")
         if self.largest_error is not None:
             bound = "" if self.tolerance is None else f" (tolerance {self.tolerance:g})"
-            said.append(f"largest error after extrapolating {self.largest_error:.2g}{bound}")
+            # That step was computed because of it, so it may lie above the tolerance.
+            where = ", one step past the extrapolated ones" if kinds["forecast"] else ""
+            said.append(f"largest error {self.largest_error:.2g}{where}{bound}")
         return "; ".join(said)
 
     def plot(self) -> Figure:

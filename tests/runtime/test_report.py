@@ -39,7 +39,7 @@ def report(phases: Sequence[Phase], errors: Sequence[float | None] = (), **known
         (
             report([S, S, F, F, S], [None, None, None, None, 0.314], tolerance=0.4),
             "5 steps on 2 ranks: 3 computed, 2 extrapolated; 1.7x fewer forwards; "
-            "largest error after extrapolating 0.31 (tolerance 0.4)",
+            "largest error 0.31, one step past the extrapolated ones (tolerance 0.4)",
         ),
         (report([S, S, S], [None, None, 0.7], tolerance=0.4), "3 steps on 2 ranks: 3 computed"),
         (
