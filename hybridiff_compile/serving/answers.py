@@ -24,10 +24,16 @@ def base64_of(picture: bytes) -> str:
     return b64encode(picture).decode("ascii")
 
 
-def error(status: int, reason: str) -> dict[str, Any]:
-    """An error of a status of HTTP."""
+def error(status: int, reason: str, field: str | None = None) -> dict[str, Any]:
+    """An error of a status of HTTP, and the field of the body that it is about."""
     kind = _KINDS.get(status, "server_error")
-    return {"error": {"message": reason, "type": kind, "param": None, "code": status}}
+    return {"error": {"message": reason, "type": kind, "param": field, "code": None}}
+
+
+def first_field(errors: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first field of a body that is wrong; None if the body is no JSON object."""
+    names = (part for one in errors for part in one["loc"] if part != "body")
+    return next((name for name in names if isinstance(name, str)), None)
 
 
 def in_words(errors: Sequence[Mapping[str, Any]]) -> str:
@@ -54,16 +60,26 @@ def _clause(where: str, one: Mapping[str, Any]) -> str:
 
 def whole(done: Finished, data: list[dict[str, str]]) -> dict[str, Any]:
     """The answer to a request that is not streamed."""
-    made = {"seconds": round(done.seconds, 3), "report": done.report}
-    return {"created": int(time.time()), "data": data, "hybridiff": made}
+    return {"created": int(time.time()), "data": data} | how(done)
 
 
-async def streamed(events: AsyncIterator[Event], data: Data) -> AsyncIterator[str]:
+def how(done: Finished) -> dict[str, Any]:
+    """How pictures were made; OpenAI's clients keep what they do not know."""
+    return {"hybridiff": {"seconds": round(done.seconds, 3), "report": done.report}}
+
+
+async def streamed(events: AsyncIterator[Event], data: Data, size: str) -> AsyncIterator[str]:
     """Events as a server sends them.
 
     One `image_generation.step` a step; one `image_generation.partial_image` a preview; and one
     `image_generation.completed` a picture. An `error` ends it in their place.
+
+    Args:
+        events: of the request.
+        data: how its pictures are sent.
+        size: of them, "WxH".
     """
+    what = {"size": size, "quality": "auto", "output_format": "png", "background": "opaque"}
     previews = 0
     async for event in events:
         if isinstance(event, Step):
@@ -71,14 +87,18 @@ async def streamed(events: AsyncIterator[Event], data: Data) -> AsyncIterator[st
             yield _sent("image_generation.step", at)
             if event.preview is not None:
                 shown = {"b64_json": base64_of(event.preview), "partial_image_index": previews}
-                yield _sent("image_generation.partial_image", shown)
+                yield _sent("image_generation.partial_image", _made_now() | what | shown)
                 previews += 1
         elif isinstance(event, Failed):
             yield _sent("error", error(event.status, event.reason))
         else:
-            answer = whole(event, data(event.pictures))
-            for picture in answer.pop("data"):
-                yield _sent("image_generation.completed", answer | picture)
+            for index, picture in enumerate(data(event.pictures)):
+                shown = _made_now() | what | how(event) | {"index": index} | picture
+                yield _sent("image_generation.completed", shown)
+
+
+def _made_now() -> dict[str, int]:
+    return {"created_at": int(time.time())}
 
 
 def _sent(kind: str, content: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from hybridiff_compile.serving.job import Event, Failed, Finished
 from hybridiff_compile.serving.metrics import Metrics
 from hybridiff_compile.serving.shelf import Shelf
 from hybridiff_compile.serving.studio import FullError, Studio
-from hybridiff_compile.serving.wanted import ImageRequest, Served
+from hybridiff_compile.serving.wanted import ImageRequest, Served, in_words
 
 _PAGE = Path(__file__).with_name("page.html")
 #: Seconds after which a client that was refused may try again.
@@ -51,7 +51,8 @@ class Images:
             return [{"b64_json": answers.base64_of(one)} for one in pictures]
 
         if wanted.stream and not isinstance(first, Failed):
-            lines = answers.streamed(_from(first, events), data)
+            size = in_words((call["width"], call["height"]))
+            lines = answers.streamed(_from(first, events), data, size)
             return StreamingResponse(lines, media_type="text/event-stream")
         last = [event async for event in _from(first, events)][-1]
         if isinstance(last, Failed):
@@ -97,9 +98,11 @@ class Images:
 
     async def refused(self, request: Request, error: Exception) -> Response:
         """What was wrong with a request that got no place in the queue."""
+        field = None
         match error:
             case RequestValidationError():
                 status, reason = 400, answers.in_words(error.errors())
+                field = answers.first_field(error.errors())
             case FullError():
                 status, reason = 429, "the queue is full; try again in a while."
             case HTTPException():
@@ -108,7 +111,7 @@ class Images:
                 status, reason = 400, str(error)
         if request.method == "POST":
             self._metrics.refused(status)
-        return _failed(status, reason)
+        return _failed(status, reason, field)
 
 
 def application(images: Images) -> FastAPI:
@@ -126,9 +129,9 @@ def application(images: Images) -> FastAPI:
     return app
 
 
-def _failed(status: int, reason: str) -> JSONResponse:
+def _failed(status: int, reason: str, field: str | None = None) -> JSONResponse:
     headers = {"Retry-After": _RETRY_AFTER} if status in (429, 503) else None
-    return JSONResponse(answers.error(status, reason), status, headers=headers)
+    return JSONResponse(answers.error(status, reason, field), status, headers=headers)
 
 
 async def _from(first: Event, events: AsyncIterator[Event]) -> AsyncIterator[Event]:

@@ -38,24 +38,19 @@ def _put(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: E
 
 
 async def _events(job: Job, events: asyncio.Queue[Event], request: Request) -> AsyncIterator[Event]:
-    leaves = asyncio.create_task(_leaves(request))
+    leaves = asyncio.create_task(_leaves(request, events))
     try:
-        while True:
-            comes = asyncio.create_task(events.get())
-            await asyncio.wait({comes, leaves}, return_when=asyncio.FIRST_COMPLETED)
-            if not comes.done():
-                comes.cancel()
-                yield _GONE
-                return
-            event = comes.result()
+        event: Event | None = None
+        while not isinstance(event, Finished | Failed):
+            event = await events.get()
             yield event
-            if isinstance(event, Finished | Failed):
-                return
     finally:
         leaves.cancel()
         job.leave()
 
 
-async def _leaves(request: Request) -> None:
+async def _leaves(request: Request, events: asyncio.Queue[Event]) -> None:
+    """Tell when the client is gone, as the last event."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    events.put_nowait(_GONE)

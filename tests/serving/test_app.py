@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2 as httpx
 import openai
 import pytest
+from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 
 from hybridiff_compile.serving.app import Images, application
+from hybridiff_compile.serving.follow import follow
 from hybridiff_compile.serving.job import Event, Failed, Finished, Job, Step
 from hybridiff_compile.serving.metrics import Metrics
 from hybridiff_compile.serving.studio import FullError
@@ -91,6 +95,35 @@ def test_a_stream_numbers_its_previews() -> None:
     assert events[-1].b64_json == "Yw=="
 
 
+def test_the_events_of_a_stream_are_what_openai_says_they_are() -> None:
+    steps = (Step(0, 1, "serial", b"a"), Finished((b"b", b"c"), 1.0, ""))
+    _, partial, *made = asked(Studio(*steps), stream=True)
+    for event in (partial, *made):
+        kind = ImageGenPartialImageEvent if event is partial else ImageGenCompletedEvent
+        lacks = kind.model_fields.keys() - event.model_dump().keys() - {"usage"}
+        assert lacks <= {"safety_identifier"}
+        assert (event.size, event.output_format, event.background) == ("8x8", "png", "opaque")
+        assert abs(event.created_at - time.time()) < 60
+    assert [event.index for event in made] == [0, 1]
+
+
+def test_a_request_that_is_dropped_leaves_no_task_behind() -> None:
+    studio: Any = Studio(Step(0, 2, "serial"))  # and nothing after it
+
+    async def drop() -> set[asyncio.Task[Any]]:
+        request: Any = SimpleNamespace(receive=asyncio.Event().wait)
+        events = follow(studio, {}, 0, request)
+        assert isinstance(await anext(events), Step)
+        waits = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        waits.cancel()
+        await asyncio.wait([waits])
+        await asyncio.sleep(0)
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(drop()) == set()
+
+
 @pytest.mark.parametrize(("stream", "previews"), [(True, 2), (False, 0)])
 def test_previews_are_made_only_for_who_sees_them(stream: bool, previews: int) -> None:
     studio = Studio(Finished((b"one",), 1.0, ""))
@@ -111,7 +144,13 @@ def test_previews_are_made_only_for_who_sees_them(stream: bool, previews: int) -
 def test_a_body_that_is_refused_is_told_why(body: str, kind: str, says: str) -> None:
     answer = sent("POST", "/v1/images/generations", body, kind)
     assert answer.status_code == 400
-    assert says in answer.json()["error"]["message"]
+    error = answer.json()["error"]
+    assert says in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == (
+        says.partition("=")[0] if body.startswith('{"prompt": "a", ') else None
+    )
+    assert error["code"] is None  # OpenAI's are words
 
 
 def test_null_is_the_default_and_what_is_made_anyway_may_be_asked_for() -> None:
