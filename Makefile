@@ -16,15 +16,15 @@ venv: .venv/ready
 .venv/ready: .ci/requirements.txt pyproject.toml
 	@echo "set-up, once: about 5 minutes on 2 slow cores"
 	@echo "1 of 4: an environment of its own, .venv (about 30 s)"
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --upgrade pip
 	@echo "2 of 4: $(TORCH), the largest part (about 2 min)"
-	$(BIN)/pip install --quiet "$(TORCH)"
+	@$(BIN)/pip install --quiet "$(TORCH)"
 	@echo "3 of 4: the other libraries, $$(grep -c == .ci/requirements.txt) of them (about 2 min)"
-	$(BIN)/pip install --quiet -r .ci/requirements.txt
+	@$(BIN)/pip install --quiet -r .ci/requirements.txt
 	@echo "4 of 4: hybridiff_compile itself (about 10 s)"
-	$(BIN)/pip install --quiet --no-deps --editable .
-	touch $@
+	@$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
 
 # The lower bounds of pyproject.toml, in an environment of their own.
 .venv-oldest/ready: .ci/oldest.py pyproject.toml

@@ -25,8 +25,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         return file.namelist()
 
 
-def test_listed_packages_are_the_folders_with_an_init_file(settings):
-    found = {PACKAGE, f"{PACKAGE}.passes"}
+def test_listed_packages_are_the_folders_with_an_init_file_and_two_of_data(settings):
+    found = {PACKAGE, f"{PACKAGE}.passes", f"{PACKAGE}.assets", f"{PACKAGE}.planning.configs"}
     for path in (ROOT / PACKAGE).rglob("__init__.py"):
         found.add(".".join(path.parent.relative_to(ROOT).parts))
     assert sorted(found) == sorted(settings["tool"]["setuptools"]["packages"])
@@ -116,4 +116,4 @@ def test_each_step_of_the_set_up_says_what_it_installs_and_how_long(make):
     # No part is silent: each one stands behind the line that tells it.
     silent = [line for line in recipe[told[0] :] if "install" in line and "@echo" not in line]
     assert len(silent) == 4
-    assert all(recipe[i + 1].startswith("$(") for i in told)
+    assert all(recipe[i + 1].startswith("@$(") for i in told)

@@ -28,5 +28,6 @@ def build(copy: Path, *left_out: str) -> Path:
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "out"]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "would be ignored" not in done.stdout + done.stderr  # `make venv` would print pages
     (path,) = (copy / "out").glob("*.whl")
     return path
