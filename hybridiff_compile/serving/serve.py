@@ -122,7 +122,9 @@ def _device(name: str | None) -> torch.device | None:
         return None if name is None else torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as e:  # the second where torch was built without CUDA
         why = str(e).partition("\n")[0]
-        raise ConfigError(f"--device {name} cannot be used here: {why}") from e
+        raise ConfigError(
+            f"--device {name} cannot be used here: {why}; `hybridiff doctor` shows what can."
+        ) from e
 
 
 def served_of(serving: Serving, pipe: Any) -> Served:
