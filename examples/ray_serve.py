@@ -53,7 +53,7 @@ class Pair:
             wanted = ImageRequest.model_validate_json(await request.body())
             call = self._served.call(wanted)
         except ValidationError as e:
-            return _failed(400, answers.in_words(e.errors()))
+            return _failed(400, answers.in_words(e.errors()), answers.first_field(e.errors()))
         except ConfigError as e:
             return _failed(400, str(e))
         try:
@@ -70,8 +70,8 @@ class Pair:
         return Finished(tuple(map(png, made)), seconds, str(report))
 
 
-def _failed(status: int, reason: str) -> JSONResponse:
-    return JSONResponse(answers.error(status, reason), status)
+def _failed(status: int, reason: str, field: str | None = None) -> JSONResponse:
+    return JSONResponse(answers.error(status, reason, field), status)
 
 
 def main() -> None:
