@@ -18,7 +18,7 @@ from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.planning import alone, clock, devices, link_probe, predict, runs
-from hybridiff_compile.planning.predict import Predicted
+from hybridiff_compile.planning.report import Plan
 from hybridiff_compile.planning.runs import Times
 from hybridiff_compile.planning.subject import first_call, of_call
 from hybridiff_compile.runtime.driver import one_thread
@@ -50,7 +50,7 @@ class Profile:
             its last value left; None likewise.
     """
 
-    plan: Predicted
+    plan: Plan
     picture: Picture
     link: devices.Link
     phases: tuple[Phase, ...]

@@ -17,6 +17,11 @@ from hybridiff_compile.planning import devices, report, runs
 from hybridiff_compile.planning.profile import Profile
 from hybridiff_compile.runtime.switching import counted
 
+_STEPS = {
+    Phase.SERIAL: "serial",
+    Phase.PIPELINED: "pipelined (paper)",
+    Phase.DRAINED: "its last",
+}
 _BLAME = {
     "batching": "what one device gains by batching both branches",
     "balance": "stages of unequal length, and the last pipelined step",
@@ -54,7 +59,7 @@ def phases(profile: Profile) -> Table:
         off = None if measured is None else predicted / measured - 1
         seconds = (*alone[phase], predicted, measured)
         cells = [*(tables.number(s, ".2f", 1e3) for s in seconds), tables.number(off, "+.0%")]
-        table.add_row(report.STEPS[phase], *cells)
+        table.add_row(_STEPS[phase], *cells)
     return table
 
 

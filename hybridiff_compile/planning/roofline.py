@@ -5,8 +5,9 @@ Nothing is run. Kernels of a data-sheet device are taken to reach fixed shares o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -76,27 +77,19 @@ def peak_bytes(module: fx.GraphModule) -> int:
 
     A value lives until its last reader, and so does what it is a view of.
     """
+    position = {node: i for i, node in enumerate(module.graph.nodes)}
     base: dict[fx.Node, fx.Node] = {}
-    last: dict[fx.Node, fx.Node] = {}
-    for node in module.graph.nodes:
+    last: dict[fx.Node, int] = {}
+    for node, i in position.items():
         sources = [n for n in node.all_input_nodes if not _is_weight(n)]
         is_alias = bool(sources) and node.op != "output" and is_view(node)
         base[node] = base[sources[0]] if is_alias else node
-        last[base[node]] = node
-        for source in sources:
-            last[base[source]] = node
-    ends: Mapping[fx.Node, list[fx.Node]] = {n: [] for n in module.graph.nodes}
-    for owner, at in last.items():
-        ends[at].append(owner)
-    alive = peak = 0
-    for node in module.graph.nodes:
-        if base[node] is node and not _is_weight(node) and node.op != "output":
-            alive += nbytes(node.meta["val"])
-        peak = max(peak, alive)
-        alive -= sum(
-            nbytes(n.meta["val"]) for n in ends[node] if not _is_weight(n) and n.op != "output"
-        )
-    return peak
+        last |= {base[n]: i for n in (node, *sources)}
+    change = [0] * (len(position) + 1)
+    for node in (n for n in last if not _is_weight(n) and n.op != "output"):
+        change[position[node]] += nbytes(node.meta["val"])
+        change[last[node] + 1] -= nbytes(node.meta["val"])
+    return max(accumulate(change))
 
 
 def _is_wide(value: Any) -> bool:

@@ -74,32 +74,17 @@ def phases(mode: Mode, family: SwitchSettings, steps: int, k: int | None = None)
     return [phase_of(i, tau1, settings) for i in range(steps)]
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """The longest chain of work in a step, in seconds.
+def chain(mode: Mode, phase: Phase, t: Times) -> dict[str, float]:
+    """The longest chain of work in a step of a phase of a mode, which the step waits for.
 
-    Attributes:
-        what: computes.
-        compute, transfer, own: of it, of the link behind it, of the driver around both.
+    Returns:
+        Seconds of what computes ("forward", "stage0" or "stage1"), of the "link" behind it, and of
+        the "driver" around both, in this order; nothing for an extrapolated step.
     """
-
-    what: str
-    compute: float
-    transfer: float = 0.0
-    own: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Of the step."""
-        return self.compute + self.transfer + self.own
-
-
-def chain(mode: Mode, phase: Phase, t: Times) -> Chain:
-    """What a step in a phase of a mode waits for."""
     if phase is Phase.FORECAST:
-        return Chain("nothing", 0.0)
+        return {}
     if mode == "asyncdiff" and phase is Phase.SERIAL:  # its warm-up is one device's batched call
-        return Chain("forward", t.both)
+        return {"forward": t.both, "link": 0.0, "driver": 0.0}
     if phase is Phase.SERIAL:  # each rank runs one branch, rank 1 sends its prediction
         ways = [("forward", t.branch[1], t.prediction), ("forward", t.branch[0], 0.0)]
     elif mode == "asyncdiff":  # each rank runs its stage on both branches, on stale features
@@ -110,19 +95,19 @@ def chain(mode: Mode, phase: Phase, t: Times) -> Chain:
     if phase is Phase.DRAINED:  # rank 1 alone works
         ways = ways[1:]
     what, compute, transfer = max(ways, key=lambda way: way[1] + way[2])
-    return Chain(what, compute, transfer, t.own)
+    return {what: compute, "link": transfer, "driver": t.own}
 
 
 def step_seconds(mode: Mode, phase: Phase, t: Times) -> float:
     """Seconds of a step in a phase of a mode."""
-    return chain(mode, phase, t).seconds
+    return sum(chain(mode, phase, t).values())
 
 
 def limited_by(mode: Mode, phase: Phase, t: Times) -> str:
     """The longest chain of a step, and the share of the step that each link of it takes."""
     of = chain(mode, phase, t)
-    shares = {of.what: of.compute, "link": of.transfer, "driver": of.own}
-    return ", ".join(f"{name} {seconds / of.seconds:.0%}" for name, seconds in shares.items())
+    total = sum(of.values())
+    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in of.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +141,6 @@ def run(mode: Mode, phases: Sequence[Phase], t: Times, sent: int) -> RunPlan:
     heaviest = max(counts, key=lambda phase: each[phase] * counts[phase])
     limit = limited_by(mode, heaviest, t)
     return RunPlan(mode, tuple(phases), each, seconds, t.both * len(phases) / seconds, sent, limit)
-
-
-def ceiling(t: Times, phases: Sequence[Phase]) -> float:
-    """The speed-up of a run if nothing took time but the denoiser, evenly shared."""
-    branch = max(t.branch)
-    share = {Phase.SERIAL: 1.0, Phase.FORECAST: 0.0}
-    return t.both * len(phases) / sum(branch * share.get(phase, 0.5) for phase in phases)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,22 +29,6 @@ def cut_bytes(programs: Programs) -> int:
     return 0
 
 
-def step_bytes(programs: Programs, phase: Phase, fed: Collection[str] = ()) -> int:
-    """Tensors that cross in a step: between the programs, and what the driver feeds rank 1.
-
-    Args:
-        programs: guarded, by phase.
-        phase: of the step.
-        fed: names of rank 1's inputs and state that the driver sends before it.
-    """
-    if phase not in programs:  # an extrapolated step
-        return 0
-    return (
-        sum(link_bytes(programs[phase], rank) for rank in range(2))
-        + _layout(programs[phase], fed).nbytes
-    )
-
-
 def fed_in(
     programs: Programs, phases: Sequence[Phase], changing: Collection[str]
 ) -> list[list[str]]:

@@ -17,7 +17,7 @@ import hybridiff_compile
 from hybridiff_compile.bench import models
 from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.planning import architectures, devices, predict, report
+from hybridiff_compile.planning import architectures, devices, predict
 from hybridiff_compile.planning.devices import Device
 from hybridiff_compile.planning.report import Plan
 from tests import pipelines
@@ -52,18 +52,8 @@ def test_flops_are_those_that_torch_counts_while_the_model_runs() -> None:
 
 
 def test_stages_share_the_denoiser(small: Plan) -> None:
-    assert small.flops <= sum(s.flops for s in small.stages) <= 1.02 * small.flops
-    assert small.weights <= sum(s.weights for s in small.stages) <= 1.1 * small.weights
-    assert small.times.branch[0] <= sum(s.seconds for s in small.stages)
-
-
-def test_the_phases_of_a_step_send_what_their_programs_say(small: Plan) -> None:
-    cut, prediction = small.cuts[small.chosen].crossing, small.subject.picture.nbytes
-    sent = small.step_bytes
-    time = 64  # a scalar of int64, fed in a buffer of aligned tensors
-    assert sent[Phase.SERIAL] == 2 * prediction + time
-    assert sent[Phase.PIPELINED] == cut + prediction + time
-    assert sent[Phase.DRAINED] == prediction + time
+    assert small.times.branch[0] <= sum(small.times.stages) <= 1.1 * small.times.branch[0]
+    assert min(small.times.stages) > 0.4 * small.times.branch[0]
 
 
 def test_a_picture_of_the_papers_sends_few_bytes(papers: Plan) -> None:
@@ -71,19 +61,11 @@ def test_a_picture_of_the_papers_sends_few_bytes(papers: Plan) -> None:
     run = next(r for r in papers.runs if r.mode == "paper")
     switched = run.phases.count(Phase.PIPELINED) + run.phases.count(Phase.DRAINED)
     assert (len(run.phases), switched) == (50, 5)
-    assert run.sent is not None
     assert 5 * papers.cuts[papers.chosen].crossing < 1.2 * run.sent < 1.2 * most
 
 
-def test_the_cut_is_no_worse_than_the_split_by_hand(papers: Plan) -> None:
-    ours, theirs = papers.cuts[papers.chosen], papers.reference
-    assert theirs is not None
-    assert max(ours.cost) <= max(theirs.cost)
-    assert ours.crossing <= theirs.sent
-
-
 def test_the_paper_is_beside_its_own_setting_only(papers: Plan) -> None:
-    shown = report.text(papers)
+    shown = str(papers)
     assert "paper s" in shown
     assert {"sdxl": "16.49", "sd3-medium": "19.36"}[papers.subject.name] in shown
 
@@ -126,14 +108,14 @@ def test_faster_links_and_devices_are_seen(small: Plan) -> None:
         ({"height": "big"}, "height='big' must be a whole number, at least 1"),
         ({"width": 64.0}, "width=64.0 must be a whole number, at least 1"),
         ({"frames": "a"}, "frames='a' must be a whole number, at least 1"),
-        ({"figures": 5}, "figures=5 is no path"),
-        ({"psnr_db": "40"}, "psnr_db='40' must be a number above 0"),
+        ({"figures": 5}, "figures=5 is not a path"),
+        ({"psnr_db": "40"}, "psnr_db='40' must be above 0"),
         ({"k": 60}, "k=60"),
         ({"hieght": 64}, "hieght: StableDiffusion3Pipeline takes no such keyword"),
         ({"frames": 5}, "num_frames: StableDiffusion3Pipeline takes no such keyword"),
         ({"height": 63}, "StableDiffusion3Pipeline refuses this call: .height."),
         ({"figures": "none.json"}, "none.json"),
-        ({"psnr_db": float("nan")}, "psnr_db=nan must be a number above 0"),
+        ({"psnr_db": float("nan")}, "psnr_db=nan must be above 0"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(asked: dict[str, Any], message: str) -> None:
@@ -229,8 +211,8 @@ def test_every_kind_of_transformer_is_traced_cut_and_linked(name: str) -> None:
     crossing = found.cuts[found.chosen].crossing
     assert 0 < crossing < 20 * found.subject.picture.nbytes + 10**7
     both = 2 if name == "pixart-sigma" else 1  # which predicts the variance, too
-    assert found.prediction == both * found.subject.picture.nbytes
-    assert f"sends both branches, {2 * (crossing + found.prediction) / 1e6:.2f} MB" in str(found)
+    prediction = both * found.subject.picture.nbytes
     run = {r.mode: r for r in found.runs}
+    assert run["asyncdiff"].sent == 2 * (50 * crossing + 49 * prediction)
     assert run["exact"].seconds < found.times.both * 50
-    assert found.step_bytes[Phase.PIPELINED] > found.step_bytes[Phase.SERIAL]
+    assert run["paper"].sent > run["exact"].sent

@@ -118,14 +118,8 @@ def test_what_a_step_waits_for(mode, phase, times, limit):
     assert runs.limited_by(mode, phase, times) == limit
 
 
-def test_ceiling_has_even_stages_and_a_free_link():
-    phases = [Phase.SERIAL] * 4 + [Phase.PIPELINED, Phase.FORECAST]
-    assert runs.ceiling(T, phases) == pytest.approx(T.both * 6 / (10.5 * 4.5))
-    assert runs.ceiling(T, phases[:4]) == pytest.approx(T.both / 10.5)
-
-
 def cut(*cycles: float) -> CutPlan:
-    return CutPlan("x", (1, 1), 1, (1.0, 1.0), (cycles[0], cycles[1]))
+    return CutPlan("x", (1, 1), 1, (cycles[0], cycles[1]))
 
 
 def test_recommended_settings_are_what_optimize_takes():
