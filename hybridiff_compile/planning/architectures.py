@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hybridiff_compile.arguments import check_choice
 from hybridiff_compile.config import TRANSFORMER_SWITCHING, UNET_SWITCHING, SwitchSettings
 from hybridiff_compile.errors import ConfigError
 
@@ -115,8 +116,7 @@ def named(name: str, **size: int | None) -> Architecture:
     Raises:
         ConfigError: there is none of that name, or it cannot make that size.
     """
-    if name not in NAMES:
-        raise ConfigError(f"model={name!r} is not known; choose one of {', '.join(NAMES)}.")
+    check_choice("model", name, NAMES)
     return of_config(_CONFIGS / f"{name}.json", **size, name=name)
 
 
@@ -177,13 +177,10 @@ def _read(path: Path) -> Any:
 def _trained(config: Mapping[str, Any]) -> tuple[int, int]:
     """Height and width that a UNet was trained at."""
     size = config.get("sample_size")
-    if size is None:
-        raise ConfigError("sample_size=None in the config: pass height and width.")
-    try:
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        return 8 * int(height), 8 * int(width)
-    except (TypeError, ValueError) as e:
+    sides: Any = size if isinstance(size, list | tuple) else (size, size)
+    if [type(side) for side in sides] != [int, int]:
         raise ConfigError(
-            f"sample_size={size!r} in the config is no size in latent pixels: a number or two; "
-            "compare it with one that diffusers wrote."
-        ) from e
+            f"sample_size={size!r} in the config is no size in latent pixels, a number or two: "
+            "pass height and width."
+        )
+    return 8 * sides[0], 8 * sides[1]

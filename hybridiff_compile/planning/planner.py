@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -40,6 +40,7 @@ def plan(
     k: int | None = None,
     psnr_db: float = 40.0,
     figures: str | Path | None = None,
+    tell: Callable[[str], None] = lambda what: None,
     **call: Any,
 ) -> Plan:
     """Predict what two devices make of a denoiser; no weights are needed, and nothing is run.
@@ -60,6 +61,7 @@ def plan(
         psnr_db: how close to one device the recommended run has to be, as phases were measured.
         figures: file of `hybridiff sweep --json` to read that from; None takes what was measured on
             the embedded pipelines.
+        tell: told what begins, once all that was asked for has been checked.
         call: further keywords of a pipeline's call.
 
     Raises:
@@ -92,16 +94,20 @@ def plan(
                     f"pipeline, or choose one of {', '.join(devices.DEVICES)}."
                 )
             runs.phases("paper", found.family, steps, k)
+            tell(f"tracing {found.name}")
             subject = of_architecture(found, images, steps)
         else:
             denoiser, family = find_denoiser(pipe)
             runs.phases("paper", family, steps, k)
             seen = first_call(pipe, _keywords(pipe, size, images, call))
+            over = link_probe.between(device_of(denoiser), link) if is_here else over
+            tell(f"tracing {name}")
             subject = of_call(pipe, seen, steps, name)
             if is_here:
-                over = link_probe.between(device_of(denoiser), link)
+                tell(f"running each rank of {name} alone")
                 parts, batched = alone.eager(denoiser, seen, subject.captured)
-                on = parts.times(batched, over, devices.OWN, rounds=5)
+                on = parts.times(parts.samples(batched, rounds=5), over, devices.OWN)
+        tell(f"cutting {subject.name} and predicting")
         return of_subject(subject, on, over, k=k, psnr_db=psnr_db, figures=figures)
 
 

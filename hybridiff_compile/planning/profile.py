@@ -111,7 +111,7 @@ def profile(
                 reports.append(two.report)
             for taken, more in zip(samples, parts.samples(batched, 2, warm_up=1), strict=True):
                 taken += more
-    times = parts.times_of(samples, over, _own(reports) if reports else devices.OWN)
+    times = parts.times(samples, over, _own(reports) if reports else devices.OWN)
     pipelined = (*[Phase.PIPELINED] * (third - 1), Phase.DRAINED)
     after = num_inference_steps - 2 * third
     return Profile(

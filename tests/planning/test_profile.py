@@ -143,7 +143,7 @@ def test_a_stated_link_needs_no_second_rank(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ({"num_inference_steps": 8}, "steps=8 must be at least 9"),
         ({"rounds": 0}, "rounds=0 must be at least 1"),
-        ({"link": "usb"}, "link='usb' is not known"),
+        ({"link": "usb"}, "link='usb' is unknown"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(asked: dict[str, Any], message: str) -> None:
