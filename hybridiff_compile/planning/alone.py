@@ -65,7 +65,7 @@ class Alone:
     """Both ranks' programs in one process, run one at a time.
 
     Args:
-        programs: by phase, SERIAL among them.
+        programs: of the paper's mode, by phase.
         how: what is made of them.
         values: their inputs by name, on the device.
         device: that runs them.
@@ -81,7 +81,7 @@ class Alone:
         values: Mapping[str, torch.Tensor],
         device: torch.device,
     ) -> None:
-        self.cut_bytes = traffic.cut_bytes(programs)
+        self.cut_bytes = traffic.link_bytes(programs[Phase.PIPELINED], 0)
         self.prediction_bytes = traffic.link_bytes(programs[Phase.SERIAL], 1)
         self._ranks, self._values = (Rank(device), Rank(device)), dict(values)
         self._device, self._links = device, local_links()

@@ -43,7 +43,7 @@ def of_subject(
     weights_on = next(iter(captured.graphs[0].parameters())).device.type
     kind = "cuda" if isinstance(on, devices.Device) else weights_on
     programs = {m: build_programs(captured, m, device=kind) for m in ("exact", "paper", "guided")}
-    cut = traffic.cut_bytes(programs["paper"])
+    cut = traffic.link_bytes(programs["paper"][Phase.PIPELINED], 0)
     prediction = traffic.link_bytes(programs["exact"][Phase.SERIAL], 1)
     costs: Mapping[fx.Node, float] = node_costs(denoiser, RATES[kind])
     if isinstance(on, devices.Device):

@@ -17,9 +17,9 @@ from hybridiff_compile.arguments import with_prompt
 from hybridiff_compile.bench.command import check_least
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.lower.device import device_of
-from hybridiff_compile.planning import alone, clock, devices, link_probe, predict, runs
-from hybridiff_compile.planning.report import Plan
-from hybridiff_compile.planning.subject import first_call, of_call
+from hybridiff_compile.planning import alone, clock, devices, link_probe, runs
+from hybridiff_compile.planning.runs import RunPlan, Times
+from hybridiff_compile.planning.subject import Subject, first_call, of_call
 from hybridiff_compile.runtime.driver import one_thread
 from hybridiff_compile.runtime.report import RunReport
 
@@ -32,15 +32,17 @@ class Profile:
     """What was measured. Printed by `profile_report`.
 
     Attributes:
-        plan: for two of this device, from the parts of a step measured alone.
-        seconds: of a picture on one device, of `plan.subject.steps` steps.
+        subject: the pipeline's denoiser, and the steps of a picture.
+        times: of the parts of a step, each measured alone, and of the link.
+        seconds: of a picture on one device.
         denoiser_seconds: of the denoiser's calls in it.
         link: as measured or stated.
         phases: of the paper's mode, in thirds: serial, pipelined, serial.
         measured: seconds of a step in each of them on two ranks; empty without a second device.
     """
 
-    plan: Plan
+    subject: Subject
+    times: Times
     seconds: float
     denoiser_seconds: float
     link: devices.Link
@@ -48,10 +50,14 @@ class Profile:
     measured: Mapping[Phase, float]
 
     @property
-    def predicted(self) -> Mapping[Phase, float]:
-        """Seconds of a step in each phase of the paper's mode, from the parts."""
-        kinds = dict.fromkeys(self.phases)
-        return {phase: runs.step_seconds("paper", phase, self.plan.times) for phase in kinds}
+    def paper(self) -> RunPlan:
+        """The paper's mode in those phases, as predicted from the parts."""
+        return runs.run("paper", self.phases, self.times)
+
+    @property
+    def exact(self) -> RunPlan:
+        """As many serial steps."""
+        return runs.run("exact", [Phase.SERIAL] * len(self.phases), self.times)
 
 
 def profile(
@@ -115,7 +121,8 @@ def profile(
     pipelined = (*[Phase.PIPELINED] * (third - 1), Phase.DRAINED)
     after = num_inference_steps - 2 * third
     return Profile(
-        plan=predict.of_subject(subject, times, over),
+        subject=subject,
+        times=times,
         seconds=seconds,
         denoiser_seconds=denoiser_seconds,
         link=over,

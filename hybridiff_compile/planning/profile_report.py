@@ -15,7 +15,6 @@ from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.planning import devices, report, runs
 from hybridiff_compile.planning.profile import Profile
-from hybridiff_compile.runtime.switching import counted
 
 #: What a picture's time goes to beside its steps' own work, which is the first.
 WORK = "what the steps compute, evenly shared"
@@ -26,7 +25,7 @@ LINK, OWN, REST = "the link", "the driver's own work", "encoders, scheduler and 
 
 def show(profile: Profile, console: Console, thinned: str = "") -> None:
     """Print all of it, and what was left out to be quick."""
-    subject, link = profile.plan.subject, profile.link
+    subject, link = profile.subject, profile.link
     how = "measured" if link.name == devices.HERE else f"{link.name}, stated"
     head = (
         f"{subject.name}, {subject.width} x {subject.height}, {subject.steps} steps; link "
@@ -40,13 +39,13 @@ def show(profile: Profile, console: Console, thinned: str = "") -> None:
 def _phases(profile: Profile) -> Table:
     """A step in each phase: the parts alone, the prediction, and what two ranks took."""
     head = ("", "rank 0 alone", "rank 1 alone", "link", "predicted", "measured", "off")
-    table, t = tables.empty("a step of the paper's mode, ms", *head), profile.plan.times
+    table, t = tables.empty("a step of the paper's mode, ms", *head), profile.times
     alone = {
         Phase.SERIAL: ("serial", *t.branch, t.prediction),
         Phase.PIPELINED: ("pipelined", *t.stages, t.cut),
         Phase.DRAINED: ("the last pipelined", None, t.stages[1], t.prediction),
     }
-    for phase, predicted in profile.predicted.items():
+    for phase, predicted in profile.paper.step_seconds.items():
         measured = profile.measured.get(phase)
         off = None if measured is None else predicted / measured - 1
         name, *parts = alone[phase]
@@ -71,7 +70,7 @@ def losses(profile: Profile) -> dict[str, float]:
     WORK is what the denoiser would take if its work, pipelined steps left as they are, were shared
     evenly at no cost; the others come on top of it.
     """
-    t, counts = profile.plan.times, Counter(profile.phases)
+    t, counts = profile.times, Counter(profile.phases)
     no_link = replace(t, cut=0.0, prediction=0.0, own=0.0)
     found = dict.fromkeys((WORK, BATCHING, BALANCE, LINK, OWN), 0.0)
     for phase, n in counts.items():
@@ -82,14 +81,14 @@ def losses(profile: Profile) -> dict[str, float]:
         found[WORK] += n * work
         found[BATCHING] += n * (even - work)
         found[BALANCE] += n * (slower - even)
-        found[LINK] += n * (profile.predicted[phase] - slower - t.own)
+        found[LINK] += n * (profile.paper.step_seconds[phase] - slower - t.own)
         found[OWN] += n * t.own
     return found | {REST: max(0.0, profile.seconds - profile.denoiser_seconds)}
 
 
 def sentences(profile: Profile) -> Iterator[str]:
     """What the ceiling is, and what holds it back."""
-    t, n, seconds = profile.plan.times, len(profile.phases), profile.seconds
+    t, n, seconds = profile.times, len(profile.phases), profile.seconds
     pipelined = n - profile.phases.count(Phase.SERIAL)
     _, exact, paper = rows(profile)
     yield (
@@ -114,9 +113,9 @@ def sentences(profile: Profile) -> Iterator[str]:
 
 def rows(profile: Profile) -> list[Row]:
     """One device, exact and the paper's mode in the vocabulary of figures."""
-    subject, t, n = profile.plan.subject, profile.plan.times, len(profile.phases)
+    subject, t, link = profile.subject, profile.times, profile.link
     what: dict[str, Any] = {"command": "profile", "backend": "eager", **subject.what()}
-    what |= {"device": devices.HERE, "link": profile.link.name}
+    what |= {"device": devices.HERE, "link": link.name}
     one = Row(
         mode="one-device",
         ranks=1,
@@ -128,27 +127,24 @@ def rows(profile: Profile) -> list[Row]:
     what |= {
         "branch_ms": tuple(1e3 * s for s in t.branch),
         "stage_ms": tuple(1e3 * s for s in t.stages),
-        "link_mb_per_s": profile.link.rate / 1e6,
-        "link_latency_us": 1e6 * profile.link.latency,
+        "link_mb_per_s": link.rate / 1e6,
+        "link_latency_us": 1e6 * link.latency,
     }
-    found, rest = [one], profile.seconds - profile.denoiser_seconds
-    for mode, phases in (("exact", (Phase.SERIAL,) * n), ("paper", profile.phases)):
-        counts = Counter(counted(phases))
-        seconds = rest + sum(runs.step_seconds("paper", phase, t) for phase in phases)
-        kinds = [phase for phase in (Phase.SERIAL, Phase.PIPELINED) if phase in phases]
-        predicted, measured = (
-            {phase.kind: 1e3 * of[phase] for phase in kinds if phase in of}
-            for of in (profile.predicted, profile.measured)
-        )
+    found = [one]
+    for run in (profile.exact, profile.paper):
+        kinds = [phase for phase in (Phase.SERIAL, Phase.PIPELINED) if phase in run.phases]
+        measured: Any = {
+            phase.kind: 1e3 * profile.measured[phase]
+            for phase in kinds
+            if phase in profile.measured
+        }
+        seconds = profile.seconds - profile.denoiser_seconds + run.seconds
         found.append(
             Row(
-                mode=mode,  # pyright: ignore[reportArgumentType]
-                ranks=2,
-                steps_by_phase={name: counts[name] for name in report.KINDS},
-                step_ms_by_phase=measured or None,  # pyright: ignore[reportArgumentType]
-                predicted_step_ms_by_phase=predicted,  # pyright: ignore[reportArgumentType]
+                step_ms_by_phase=measured or None,
                 predicted_seconds=seconds,
                 predicted_speedup=profile.seconds / seconds,
+                **report.by_phase(run),
                 **what,
             )
         )

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from math import inf
 from typing import Any, get_args
 
 from rich.console import Console
@@ -124,16 +125,16 @@ def _modes(plan: Plan) -> Table:
     head = ("mode", "steps", "computed", "step ms", "all steps s", "speed-up", "sent GB")
     table = tables.empty("predicted", *head, *(("paper s", "paper GB") if beside else ()))
     table.add_column("held up by", no_wrap=True)
-    each = [[Phase.SERIAL] * plan.subject.steps, *(run.phases for run in plan.runs)]
-    for row, phases in zip(found, each, strict=True):
-        counts = (row.steps_by_phase or {"serial": row.steps}).values()
+    extrapolated = [0, *(run.phases.count(Phase.FORECAST) for run in plan.runs)]
+    for row, left_out in zip(found, extrapolated, strict=True):
+        counts = (row.steps_by_phase or {"serial": plan.subject.steps}).values()
         ms = (row.predicted_step_ms_by_phase or {}).values()
-        paper = beside.get(row.mode, (None, None))
-        theirs = (tables.number(paper[0], ".2f"), tables.number(paper[1], ".3f"))
+        seconds, gb = beside.get(row.mode, (None, None))
+        theirs = (tables.number(seconds, ".2f"), tables.number(gb, ".3f"))
         table.add_row(
             row.mode,
             " + ".join(str(count) for count in counts if count),
-            str(sum(phase is not Phase.FORECAST for phase in phases)),
+            str(plan.subject.steps - left_out),
             " / ".join(f"{step:.1f}" for step in ms),
             tables.number(row.predicted_seconds, ".2f"),
             tables.number(row.predicted_speedup, ".2f"),
@@ -154,62 +155,61 @@ def sentences(plan: Plan) -> Iterator[str]:
     )
     if plan.subject.batched:
         yield _advice(plan)
-    if plan.device in devices.DEVICES:
-        yield from _too_large(plan.memory, devices.device(plan.device))
-    if not plan.subject.batched:
+    else:
         yield (
             "This model's pipeline calls its denoiser twice a step, which optimize() runs on one "
             "rank so far; the figures are those of the ranks' programs."
+        )
+    one, *ranks = plan.memory
+    has = devices.DEVICES[plan.device].memory if plan.device in devices.DEVICES else inf
+    if max(ranks) > has:
+        yield (
+            f"It does not fit: {max(ranks) / 1e9:.1f} GB of weights and activations, and "
+            f"{plan.device} has {has / 1e9:.0f} GB. Both ranks hold all weights, as both run "
+            "serial steps."
+        )
+    elif one > has:
+        yield (
+            f"One device cannot run it, two can: it holds {one / 1e9:.1f} GB, and {plan.device} "
+            f"has {has / 1e9:.0f} GB."
         )
     yield (
         "The paper's mode begins at its latest step here, and hybrid extrapolates all that it may: "
         "both depend on the picture."
     )
-    yield (
-        "Encoders, scheduler and VAE are not in these times. Device and link are data sheets, of "
-        "which kernels are taken to reach fixed shares; hybridiff profile measures yours."
-        if plan.device != devices.HERE
-        else "Encoders, scheduler and VAE are not in these times; the parts were measured here."
+    sheets = (
+        "Device and link are data sheets, of which kernels are taken to reach fixed shares; "
+        "hybridiff profile measures yours."
     )
+    source = "The parts were measured here." if plan.device == devices.HERE else sheets
+    yield f"Encoders, scheduler and VAE are not in these times. {source}"
 
 
 def _advice(plan: Plan) -> str:
-    best = plan.recommended
+    best, errors = plan.recommended, plan.errors
     settings = ", ".join(f"{name}={value!r}" for name, value in best.settings.items())
-    within, errors = f"within {plan.psnr_db:g} dB of one device", plan.errors
     source = f"by the errors of phases in {errors.steps} steps of {errors.model}"
     if errors.steps is None:
         source = f"as no run of so few steps was measured on {errors.model}"
     if errors.model != plan.subject.name:
         source += ", not of this model"
+    within = f"within {plan.psnr_db:g} dB of one device ({source})"
     if best.speedup <= 1:
         return (
-            f"Two devices do not pay {within} ({source}): the fastest, optimize(pipe, gpus=2, "
-            f"{settings}), takes {1 / best.speedup:.2f} times as long as one."
+            f"Two devices do not pay {within}: the fastest, optimize(pipe, gpus=2, {settings}), "
+            f"takes {1 / best.speedup:.2f} times as long as one."
         )
     return (
-        f"Fastest {within} ({source}): optimize(pipe, gpus=2, {settings}), {best.speedup:.2f} "
-        "times one device; see model.verify(prompt). mode='hybrid' finds such steps by itself."
+        f"Fastest {within}: optimize(pipe, gpus=2, {settings}), {best.speedup:.2f} times one "
+        "device; see model.verify(prompt). mode='hybrid' finds such steps by itself."
     )
-
-
-def _too_large(memory: tuple[int, int, int], device: devices.Device) -> Iterator[str]:
-    one, *ranks = memory
-    held, has = max(ranks), f"{device.name} has {device.memory / 1e9:.0f} GB"
-    if held > device.memory:
-        yield (
-            f"It does not fit: {held / 1e9:.1f} GB of weights and activations, and {has}. Both "
-            "ranks hold all weights, as both run serial steps."
-        )
-    elif one > device.memory:
-        yield f"One device cannot run it, two can: it holds {one / 1e9:.1f} GB, and {has}."
 
 
 def rows(plan: Plan) -> list[Row]:
     """The modes in the vocabulary of figures; sizes of one device come first."""
     what: dict[str, Any] = {"command": "plan", "device": plan.device, "link": plan.link}
     what |= plan.subject.what()
-    one, *ranks = plan.memory
+    one, *ranks = (held / 1e6 for held in plan.memory)
     found = [
         Row(
             mode="one-device",
@@ -217,28 +217,37 @@ def rows(plan: Plan) -> list[Row]:
             predicted_seconds=plan.times.both * plan.subject.steps,
             predicted_speedup=1,
             predicted_step_ms_by_phase={"serial": 1e3 * plan.times.both},
-            peak_device_mb=(one / 1e6,),
+            peak_device_mb=(one,),
             **what,
         )
     ]
     for run in plan.runs:
-        lie = Counter(counted(run.phases))
-        # A kind of several phases has the time of most of its steps.
-        most = {phase.kind: phase for phase, _ in reversed(Counter(run.phases).most_common())}
-        ms: dict[Any, float] = {n: 1e3 * run.step_seconds[most[n]] for n in KINDS if n in most}
+        own = by_phase(run)
         found.append(
             Row(
-                mode=run.mode,
-                ranks=2,
-                k=len(run.phases) - lie["serial"] or None,
-                steps_by_phase={name: lie[name] for name in KINDS},
+                k=len(run.phases) - own["steps_by_phase"]["serial"] or None,
                 bytes_sent=run.sent,
                 predicted_seconds=run.seconds,
                 predicted_speedup=run.speedup,
-                predicted_step_ms_by_phase=ms,
                 limited_by=run.limited_by,
-                peak_device_mb=tuple(held / 1e6 for held in ranks),
+                peak_device_mb=tuple(ranks),
+                **own,
                 **what,
             )
         )
     return found
+
+
+def by_phase(run: RunPlan) -> dict[str, Any]:
+    """Keys of a figure: a mode's number of steps and milliseconds of one, by what they count as."""
+    counts, phases = Counter(counted(run.phases)), Counter(run.phases).most_common()
+    # A kind of several phases has the time of most of its steps.
+    most = {phase.kind: phase for phase, _ in reversed(phases)}
+    return {
+        "mode": run.mode,
+        "ranks": 2,
+        "steps_by_phase": {name: counts[name] for name in KINDS},
+        "predicted_step_ms_by_phase": {
+            name: 1e3 * run.step_seconds[most[name]] for name in KINDS if name in most
+        },
+    }

@@ -103,13 +103,6 @@ def step_seconds(mode: Mode, phase: Phase, t: Times) -> float:
     return sum(chain(mode, phase, t).values())
 
 
-def limited_by(mode: Mode, phase: Phase, t: Times) -> str:
-    """The longest chain of a step, and the share of the step that each link of it takes."""
-    of = chain(mode, phase, t)
-    total = sum(of.values())
-    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in of.items())
-
-
 @dataclass(frozen=True, slots=True)
 class RunPlan:
     """A mode's run.
@@ -121,7 +114,8 @@ class RunPlan:
         seconds: of all steps; encoders, scheduler and VAE are not in it.
         speedup: over one device.
         sent: bytes, tensors and headers; of asyncdiff tensors only, within a few percent.
-        limited_by: what the steps that take most of the time wait for.
+        limited_by: what the steps that take most of the time wait for, and the share of a step
+            that each part of it takes.
     """
 
     mode: Mode
@@ -133,13 +127,14 @@ class RunPlan:
     limited_by: str
 
 
-def run(mode: Mode, phases: Sequence[Phase], t: Times, sent: int) -> RunPlan:
+def run(mode: Mode, phases: Sequence[Phase], t: Times, sent: int = 0) -> RunPlan:
     """Add up a run, against one device that does as many steps."""
     each = {phase: step_seconds(mode, phase, t) for phase in dict.fromkeys(phases)}
     counts = Counter(phases)
     seconds = sum(each[phase] * n for phase, n in counts.items())
     heaviest = max(counts, key=lambda phase: each[phase] * counts[phase])
-    limit = limited_by(mode, heaviest, t)
+    shares = ((what, part / each[heaviest]) for what, part in chain(mode, heaviest, t).items())
+    limit = ", ".join(f"{what} {share:.0%}" for what, share in shares)
     return RunPlan(mode, tuple(phases), each, seconds, t.both * len(phases) / seconds, sent, limit)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from hybridiff_compile.api import find_denoiser
 from hybridiff_compile.arguments import with_prompt
@@ -134,13 +134,13 @@ def first_call(pipe: Any, call: Mapping[str, Any]) -> DenoiserCall:
     parameters = tuple(inspect.signature(denoiser.forward).parameters)
     seen: list[DenoiserCall] = []
 
-    def forward(*args: Any, **kwargs: Any) -> None:
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(DenoiserCall.of(parameters, args, kwargs))
         raise _Seen
 
     hidden = dict(getattr(pipe, "_progress_bar_config", None) or {})
     pipe.set_progress_bar_config(**{**hidden, "disable": True})
-    vars(denoiser)["forward"] = forward
+    hook = denoiser.register_forward_pre_hook(see, with_kwargs=True)
     try:
         with torch.random.fork_rng(devices=[]):
             pipe(**with_prompt(pipe, call, ""))
@@ -149,7 +149,7 @@ def first_call(pipe: Any, call: Mapping[str, Any]) -> DenoiserCall:
     except (TypeError, ValueError) as e:
         raise ConfigError(f"{type(pipe).__name__} refuses this call: {e}") from e
     finally:
-        del vars(denoiser)["forward"]
+        hook.remove()
         pipe.set_progress_bar_config(**hidden)
     if not seen:
         raise UnsupportedPipelineError("the pipeline made a picture without calling its denoiser.")

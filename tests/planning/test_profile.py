@@ -12,7 +12,7 @@ import hybridiff_compile
 from hybridiff_compile.bench import models
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.planning import devices, predict, profile_report
+from hybridiff_compile.planning import devices, profile_report
 from hybridiff_compile.planning.profile import LEAST_STEPS, Profile, profile
 from hybridiff_compile.planning.runs import Times
 
@@ -32,9 +32,9 @@ PHASES = (*[Phase.SERIAL] * 3, Phase.PIPELINED, Phase.PIPELINED, Phase.DRAINED)
 @pytest.fixture(scope="module")
 def made_up() -> Profile:
     subject = hybridiff_compile.plan("tiny-sd3", num_inference_steps=20).subject
-    plan = predict.of_subject(subject, T, devices.link("pcie3"))
     return Profile(
-        plan=plan,
+        subject=subject,
+        times=T,
         seconds=10.6,
         denoiser_seconds=9.6,
         link=devices.Link(devices.HERE, rate=2e9, latency=1e-4),
@@ -45,7 +45,7 @@ def made_up() -> Profile:
 
 def test_predicted_steps_wait_for_the_slowest_chain(made_up: Profile) -> None:
     expected = {Phase.SERIAL: 1.06, Phase.PIPELINED: 0.71, Phase.DRAINED: 0.66}
-    assert made_up.predicted == pytest.approx(expected)
+    assert made_up.paper.step_seconds == pytest.approx(expected)
 
 
 def test_losses_add_up_to_the_picture(made_up: Profile) -> None:
@@ -119,12 +119,13 @@ def test_a_pipeline_is_measured_and_left_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert 0 < found.denoiser_seconds < found.seconds
     assert [p.name[0] for p in found.phases] == list("SSSPPDSSS")
-    assert set(found.measured) == set(found.predicted) == set(PHASES)
-    times = found.plan.times
+    assert set(found.measured) == set(found.paper.step_seconds) == set(PHASES)
+    times = found.times
     assert min(*times.branch, *times.stages, times.cut, times.prediction) > 0
     # A stage is part of a branch, and a branch is part of the batched call.
     assert sum(times.stages) < 2 * max(times.branch) < 4 * times.both
-    assert found.plan.device == found.plan.link == "here"
+    assert found.link.name == "here"
+    assert times.cut > found.link.latency
 
 
 def test_a_stated_link_needs_no_second_rank(monkeypatch: pytest.MonkeyPatch) -> None:

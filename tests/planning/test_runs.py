@@ -115,7 +115,7 @@ def test_asyncdiff_warms_up_as_one_device():
     ],
 )
 def test_what_a_step_waits_for(mode, phase, times, limit):
-    assert runs.limited_by(mode, phase, times) == limit
+    assert runs.run(mode, [phase], times).limited_by == limit
 
 
 def cut(*cycles: float) -> CutPlan:
