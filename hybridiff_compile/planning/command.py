@@ -70,7 +70,7 @@ def plan_models(
         for subject in subjects:
             made = plan(subject, tell=begins, **settings)
             report.show(made, console)
-            rows += report.rows(made)
+            rows += made.rows
 
 
 def profile_pipeline(

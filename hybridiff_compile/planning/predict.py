@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import fx
 
-from hybridiff_compile.bench.figures import Mode
+from hybridiff_compile.bench.figures import Mode, Row
 from hybridiff_compile.config import UNET_SWITCHING
 from hybridiff_compile.ir import Phase, nbytes
 from hybridiff_compile.passes import build_programs
 from hybridiff_compile.passes.balance import RATES, Cuts, node_costs, node_flops
 from hybridiff_compile.planning import cuts, devices, fidelity, roofline, runs, traffic
 from hybridiff_compile.planning.report import Plan
-from hybridiff_compile.planning.runs import RunPlan, Times
+from hybridiff_compile.planning.runs import Times
 from hybridiff_compile.planning.subject import Subject
+from hybridiff_compile.runtime.switching import counted
 
 
 def of_subject(
@@ -62,21 +63,34 @@ def of_subject(
     )
     held = {n.target: nbytes(n.meta["val"]) for n in denoiser.graph.nodes if n.op == "get_attr"}
     weights, activations = sum(held.values()), roofline.peak_bytes(denoiser)
+    memory = (
+        weights + (2 if subject.batched else 1) * activations,
+        weights + activations + cut,
+        weights + activations + 2 * cut,
+    )
+    device = on.name if isinstance(on, devices.Device) else devices.HERE
+    what = {"command": "plan", "device": device, "link": over.name, **subject.what()}
+    one = Row(
+        mode="one-device",
+        ranks=1,
+        predicted_seconds=times.both * subject.steps,
+        predicted_speedup=1,
+        predicted_step_ms_by_phase={"serial": 1e3 * times.both},
+        peak_device_mb=(memory[0] / 1e6,),
+        **what,
+    )
+    what["peak_device_mb"] = tuple(nbytes / 1e6 for nbytes in memory[1:])
     return Plan(
         subject=subject,
-        device=on.name if isinstance(on, devices.Device) else devices.HERE,
+        device=device,
         link=over.name,
         times=times,
         weights=weights,
         flops=sum(node_flops(denoiser).values()),
         cuts=found,
         chosen=chosen,
-        memory=(
-            weights + (2 if subject.batched else 1) * activations,
-            weights + activations + cut,
-            weights + activations + 2 * cut,
-        ),
-        runs=tuple(_run(mode, programs, subject, times, k) for mode in runs.MODES),
+        memory=memory,
+        rows=(one, *(_row(mode, programs, subject, times, k, what) for mode in runs.MODES)),
         psnr_db=psnr_db,
         recommended=runs.recommended(
             subject.steps, times, found, errors.kinds, fidelity.error_of(psnr_db)
@@ -110,14 +124,27 @@ def _by_data_sheet(
     )
 
 
-def _run(
-    mode: Mode, programs: Mapping[str, traffic.Programs], subject: Subject, t: Times, k: int | None
-) -> RunPlan:
+def _row(
+    mode: Mode,
+    programs: Mapping[str, traffic.Programs],
+    subject: Subject,
+    t: Times,
+    k: int | None,
+    what: Mapping[str, Any],
+) -> Row:
     phases = runs.phases(mode, subject.family, subject.steps, k if mode == "paper" else None)
     if mode == "asyncdiff":  # of programs that are traced at the batch of both branches
         sent = traffic.batched_bytes(programs["paper"], phases)
-    else:  # an extrapolated step runs no program, a computed one that of exact
-        sent = traffic.picture_bytes(
-            programs.get(mode, programs["exact"]), phases, subject.changing
-        )
-    return runs.run(mode, phases, t, sent)
+    else:  # what extrapolates computes its other steps by the program of exact
+        own = programs.get(mode, programs["exact"])
+        sent = traffic.picture_bytes(own, phases, subject.changing)
+    return runs.row(
+        mode,
+        phases,
+        t,
+        t.both * len(phases),
+        k=len(phases) - counted(phases).count("serial") or None,
+        bytes_sent=sent,
+        limited_by=runs.limited_by(mode, phases, t),
+        **what,
+    )

@@ -17,8 +17,8 @@ from hybridiff_compile.arguments import with_prompt
 from hybridiff_compile.bench.command import check_least
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.lower.device import device_of
-from hybridiff_compile.planning import alone, clock, devices, link_probe, runs
-from hybridiff_compile.planning.runs import RunPlan, Times
+from hybridiff_compile.planning import alone, clock, devices, link_probe
+from hybridiff_compile.planning.runs import Times
 from hybridiff_compile.planning.subject import Subject, first_call, of_call
 from hybridiff_compile.runtime.driver import one_thread
 from hybridiff_compile.runtime.report import RunReport
@@ -48,16 +48,6 @@ class Profile:
     link: devices.Link
     phases: tuple[Phase, ...]
     measured: Mapping[Phase, float]
-
-    @property
-    def paper(self) -> RunPlan:
-        """The paper's mode in those phases, as predicted from the parts."""
-        return runs.run("paper", self.phases, self.times)
-
-    @property
-    def exact(self) -> RunPlan:
-        """As many serial steps."""
-        return runs.run("exact", [Phase.SERIAL] * len(self.phases), self.times)
 
 
 def profile(

@@ -45,7 +45,8 @@ def _phases(profile: Profile) -> Table:
         Phase.PIPELINED: ("pipelined", *t.stages, t.cut),
         Phase.DRAINED: ("the last pipelined", None, t.stages[1], t.prediction),
     }
-    for phase, predicted in profile.paper.step_seconds.items():
+    for phase in dict.fromkeys(profile.phases):
+        predicted = runs.step_seconds("paper", phase, t)
         measured = profile.measured.get(phase)
         off = None if measured is None else predicted / measured - 1
         name, *parts = alone[phase]
@@ -81,7 +82,7 @@ def losses(profile: Profile) -> dict[str, float]:
         found[WORK] += n * work
         found[BATCHING] += n * (even - work)
         found[BALANCE] += n * (slower - even)
-        found[LINK] += n * (profile.paper.step_seconds[phase] - slower - t.own)
+        found[LINK] += n * (runs.step_seconds("paper", phase, t) - slower - t.own)
         found[OWN] += n * t.own
     return found | {REST: max(0.0, profile.seconds - profile.denoiser_seconds)}
 
@@ -130,22 +131,12 @@ def rows(profile: Profile) -> list[Row]:
         "link_mb_per_s": link.rate / 1e6,
         "link_latency_us": 1e6 * link.latency,
     }
-    found = [one]
-    for run in (profile.exact, profile.paper):
-        kinds = [phase for phase in (Phase.SERIAL, Phase.PIPELINED) if phase in run.phases]
-        measured: Any = {
-            phase.kind: 1e3 * profile.measured[phase]
-            for phase in kinds
-            if phase in profile.measured
-        }
-        seconds = profile.seconds - profile.denoiser_seconds + run.seconds
-        found.append(
-            Row(
-                step_ms_by_phase=measured or None,
-                predicted_seconds=seconds,
-                predicted_speedup=profile.seconds / seconds,
-                **report.by_phase(run),
-                **what,
-            )
-        )
+    found, rest = [one], profile.seconds - profile.denoiser_seconds
+    modes: Any = {"exact": [Phase.SERIAL] * len(profile.phases), "paper": profile.phases}
+    for mode, phases in modes.items():
+        kinds = [phase for phase in (Phase.SERIAL, Phase.PIPELINED) if phase in phases]
+        took = profile.measured
+        measured = {phase.kind: 1e3 * took[phase] for phase in kinds if phase in took} or None
+        own = what | {"step_ms_by_phase": measured}
+        found.append(runs.row(mode, phases, t, profile.seconds, rest, **own))
     return found

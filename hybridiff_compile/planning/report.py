@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from math import inf
-from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from hybridiff_compile.bench import tables
-from hybridiff_compile.bench.figures import PhaseName, Row
+from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.planning import devices, published
+from hybridiff_compile.planning import devices, published, runs
 from hybridiff_compile.planning.cuts import CutPlan
 from hybridiff_compile.planning.fidelity import Errors
-from hybridiff_compile.planning.runs import Recommended, RunPlan, Times
+from hybridiff_compile.planning.runs import Recommended, Times
 from hybridiff_compile.planning.subject import Subject
-from hybridiff_compile.runtime.switching import counted
 
 #: A terminal that is narrower had better wrap the lines than cut the figures.
 WIDTH = 150
-#: What steps are counted as, in the order of tables.
-KINDS: tuple[PhaseName, ...] = get_args(PhaseName)
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Plan:
         chosen: place in `cuts` of the one that `optimize` takes.
         memory: bytes on one device that does all, on rank 0, on rank 1: the denoiser's weights and
             activations, and features kept between steps; encoders and VAE are not in it.
-        runs: of each mode.
+        rows: of each mode, in the vocabulary of figures; one device comes first.
         psnr_db: the budget of error that `recommended` keeps, and it.
         errors: by which `recommended` keeps it.
     """
@@ -56,7 +51,7 @@ class Plan:
     cuts: tuple[CutPlan, ...]
     chosen: int
     memory: tuple[int, int, int]
-    runs: tuple[RunPlan, ...]
+    rows: tuple[Row, ...]
     psnr_db: float
     recommended: Recommended
     errors: Errors
@@ -77,7 +72,7 @@ def show(plan: Plan, console: Console) -> None:
         f"{what['dtype']}, on two {plan.device} over {plan.link}: "
         f"{plan.weights / 1e9:.2f} GB of weights, {plan.flops / 1e12:.2f} TFLOP a forward"
     )
-    print_all(head, [_parts(plan), _cuts(plan), _modes(plan)], sentences(plan), console)
+    print_all(head, [_cuts(plan), _modes(plan)], sentences(plan), console)
 
 
 def print_all(head: str, shown: Sequence[Table], said: Iterable[str], console: Console) -> None:
@@ -91,18 +86,6 @@ def print_all(head: str, shown: Sequence[Table], said: Iterable[str], console: C
     for sentence in said:
         console.print(sentence, highlight=False, soft_wrap=True)
     console.width = before
-
-
-def _parts(plan: Plan) -> Table:
-    """What each device computes in a step, and what it holds."""
-    head = ("", "serial step ms", "pipelined step ms", "weights and activations GB")
-    table, t = tables.empty("each device", *head), plan.times
-    names = ("one device, both branches", "rank 0", "rank 1")
-    parts = zip(names, (t.both, *t.branch), (None, *t.stages), plan.memory, strict=True)
-    for name, serial, stage, held in parts:
-        ms = (tables.number(seconds, ".2f", 1e3) for seconds in (serial, stage))
-        table.add_row(name, *ms, f"{held / 1e9:.2f}")
-    return table
 
 
 def _cuts(plan: Plan) -> Table:
@@ -120,21 +103,24 @@ def _cuts(plan: Plan) -> Table:
 
 def _modes(plan: Plan) -> Table:
     """Each mode's run, and what the paper measured where it is for the same."""
-    found = rows(plan)
-    beside = published.beside(found)
+    beside = published.beside(plan.rows)
     head = ("mode", "steps", "computed", "step ms", "all steps s", "speed-up", "sent GB")
     table = tables.empty("predicted", *head, *(("paper s", "paper GB") if beside else ()))
     table.add_column("held up by", no_wrap=True)
-    extrapolated = [0, *(run.phases.count(Phase.FORECAST) for run in plan.runs)]
-    for row, left_out in zip(found, extrapolated, strict=True):
-        counts = (row.steps_by_phase or {"serial": plan.subject.steps}).values()
+    subject = plan.subject
+    for row in plan.rows:
+        counts = (row.steps_by_phase or {"serial": subject.steps}).values()
+        computed = subject.steps
+        if row.mode in ("forecast", "hybrid"):
+            run = runs.phases(row.mode, subject.family, subject.steps)
+            computed -= run.count(Phase.FORECAST)
         ms = (row.predicted_step_ms_by_phase or {}).values()
         seconds, gb = beside.get(row.mode, (None, None))
         theirs = (tables.number(seconds, ".2f"), tables.number(gb, ".3f"))
         table.add_row(
             row.mode,
             " + ".join(str(count) for count in counts if count),
-            str(plan.subject.steps - left_out),
+            str(computed),
             " / ".join(f"{step:.1f}" for step in ms),
             tables.number(row.predicted_seconds, ".2f"),
             tables.number(row.predicted_speedup, ".2f"),
@@ -147,11 +133,10 @@ def _modes(plan: Plan) -> Table:
 
 def sentences(plan: Plan) -> Iterator[str]:
     """What two devices can gain at best, what to ask for, and what these figures are."""
-    t, exact = plan.times, next(run for run in plan.runs if run.mode == "exact")
+    t, exact = plan.times, next(row for row in plan.rows if row.mode == "exact")
     yield (
         f"One device takes {t.both / max(t.branch):.2f} times as long for both branches as for "
-        "one: the most that running them side by side can gain. Exact gains "
-        f"{exact.speedup:.2f}."
+        f"one: the most that exact can gain. It gains {exact.predicted_speedup:.2f}."
     )
     if plan.subject.batched:
         yield _advice(plan)
@@ -162,17 +147,15 @@ def sentences(plan: Plan) -> Iterator[str]:
         )
     one, *ranks = plan.memory
     has = devices.DEVICES[plan.device].memory if plan.device in devices.DEVICES else inf
-    if max(ranks) > has:
-        yield (
-            f"It does not fit: {max(ranks) / 1e9:.1f} GB of weights and activations, and "
-            f"{plan.device} has {has / 1e9:.0f} GB. Both ranks hold all weights, as both run "
-            "serial steps."
-        )
-    elif one > has:
-        yield (
-            f"One device cannot run it, two can: it holds {one / 1e9:.1f} GB, and {plan.device} "
-            f"has {has / 1e9:.0f} GB."
-        )
+    fits = ""
+    if max(plan.memory) > has:
+        which = "it does not fit" if max(ranks) > has else "one device cannot run it, two can"
+        fits = f" {plan.device} has {has / 1e9:.0f} GB: {which}."
+    each = " and ".join(f"{held / 1e9:.2f}" for held in ranks)
+    yield (
+        f"Weights and activations take {one / 1e9:.2f} GB on one device, and {each} GB on two: "
+        f"each holds all weights.{fits}"
+    )
     yield (
         "The paper's mode begins at its latest step here, and hybrid extrapolates all that it may: "
         "both depend on the picture."
@@ -203,51 +186,3 @@ def _advice(plan: Plan) -> str:
         f"Fastest {within}: optimize(pipe, gpus=2, {settings}), {best.speedup:.2f} times one "
         "device; see model.verify(prompt). mode='hybrid' finds such steps by itself."
     )
-
-
-def rows(plan: Plan) -> list[Row]:
-    """The modes in the vocabulary of figures; sizes of one device come first."""
-    what: dict[str, Any] = {"command": "plan", "device": plan.device, "link": plan.link}
-    what |= plan.subject.what()
-    one, *ranks = (held / 1e6 for held in plan.memory)
-    found = [
-        Row(
-            mode="one-device",
-            ranks=1,
-            predicted_seconds=plan.times.both * plan.subject.steps,
-            predicted_speedup=1,
-            predicted_step_ms_by_phase={"serial": 1e3 * plan.times.both},
-            peak_device_mb=(one,),
-            **what,
-        )
-    ]
-    for run in plan.runs:
-        own = by_phase(run)
-        found.append(
-            Row(
-                k=len(run.phases) - own["steps_by_phase"]["serial"] or None,
-                bytes_sent=run.sent,
-                predicted_seconds=run.seconds,
-                predicted_speedup=run.speedup,
-                limited_by=run.limited_by,
-                peak_device_mb=tuple(ranks),
-                **own,
-                **what,
-            )
-        )
-    return found
-
-
-def by_phase(run: RunPlan) -> dict[str, Any]:
-    """Keys of a figure: a mode's number of steps and milliseconds of one, by what they count as."""
-    counts, phases = Counter(counted(run.phases)), Counter(run.phases).most_common()
-    # A kind of several phases has the time of most of its steps.
-    most = {phase.kind: phase for phase, _ in reversed(phases)}
-    return {
-        "mode": run.mode,
-        "ranks": 2,
-        "steps_by_phase": {name: counts[name] for name in KINDS},
-        "predicted_step_ms_by_phase": {
-            name: 1e3 * run.step_seconds[most[name]] for name in KINDS if name in most
-        },
-    }

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
-from hybridiff_compile.bench.figures import Mode
+from hybridiff_compile.bench.figures import Mode, PhaseName, Row
 from hybridiff_compile.config import Config, Controlled, Pinned, SwitchSettings
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.planning import solve
 from hybridiff_compile.planning.cuts import CutPlan
 from hybridiff_compile.planning.solve import Kind
-from hybridiff_compile.runtime.switching import phase_of, pinned_phase
+from hybridiff_compile.runtime.switching import counted, phase_of, pinned_phase
 
 #: The modes that a plan compares, beside one device.
 MODES: tuple[Mode, ...] = ("exact", "paper", "guided", "forecast", "hybrid", "asyncdiff")
+#: What steps are counted as, in the order of tables.
+KINDS: tuple[PhaseName, ...] = get_args(PhaseName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,39 +105,43 @@ def step_seconds(mode: Mode, phase: Phase, t: Times) -> float:
     return sum(chain(mode, phase, t).values())
 
 
-@dataclass(frozen=True, slots=True)
-class RunPlan:
-    """A mode's run.
+def limited_by(mode: Mode, phases: Sequence[Phase], t: Times) -> str:
+    """What the steps that take most of a run's time wait for, and the share of each part of it."""
+    counts = Counter(phases)
+    heaviest = max(counts, key=lambda phase: counts[phase] * step_seconds(mode, phase, t))
+    parts = chain(mode, heaviest, t)
+    total = sum(parts.values())
+    return ", ".join(f"{what} {seconds / total:.0%}" for what, seconds in parts.items())
 
-    Attributes:
+
+def row(
+    mode: Mode, phases: Sequence[Phase], t: Times, one: float, rest: float = 0.0, **what: Any
+) -> Row:
+    """A mode's run on two ranks, as a row of figures.
+
+    Args:
         mode: its name.
         phases: of its steps.
-        step_seconds: of a step in each of those phases.
-        seconds: of all steps; encoders, scheduler and VAE are not in it.
-        speedup: over one device.
-        sent: bytes, tensors and headers; of asyncdiff tensors only, within a few percent.
-        limited_by: what the steps that take most of the time wait for, and the share of a step
-            that each part of it takes.
+        t: of the parts of a step.
+        one: seconds of it on one device.
+        rest: seconds of it beside its steps: encoders, scheduler and VAE.
+        what: further keys.
     """
-
-    mode: Mode
-    phases: tuple[Phase, ...]
-    step_seconds: Mapping[Phase, float]
-    seconds: float
-    speedup: float
-    sent: int
-    limited_by: str
-
-
-def run(mode: Mode, phases: Sequence[Phase], t: Times, sent: int = 0) -> RunPlan:
-    """Add up a run, against one device that does as many steps."""
-    each = {phase: step_seconds(mode, phase, t) for phase in dict.fromkeys(phases)}
-    counts = Counter(phases)
-    seconds = sum(each[phase] * n for phase, n in counts.items())
-    heaviest = max(counts, key=lambda phase: each[phase] * counts[phase])
-    shares = ((what, part / each[heaviest]) for what, part in chain(mode, heaviest, t).items())
-    limit = ", ".join(f"{what} {share:.0%}" for what, share in shares)
-    return RunPlan(mode, tuple(phases), each, seconds, t.both * len(phases) / seconds, sent, limit)
+    counts, lie = Counter(phases), Counter(counted(phases))
+    each = {phase: step_seconds(mode, phase, t) for phase in counts}
+    seconds = rest + sum(each[phase] * n for phase, n in counts.items())
+    # A kind of several phases has the time of most of its steps.
+    most = {phase.kind: phase for phase, _ in reversed(counts.most_common())}
+    ms: Any = {kind: 1e3 * each[most[kind]] for kind in KINDS if kind in most}
+    return Row(
+        mode=mode,
+        ranks=2,
+        steps_by_phase={kind: lie[kind] for kind in KINDS},
+        predicted_step_ms_by_phase=ms,
+        predicted_seconds=seconds,
+        predicted_speedup=one / seconds,
+        **what,
+    )
 
 
 @dataclass(frozen=True, slots=True)
