@@ -49,7 +49,7 @@ def of_subject(
     costs: Mapping[fx.Node, float] = node_costs(denoiser, RATES[kind])
     if isinstance(on, devices.Device):
         times = _by_data_sheet(subject, programs["paper"], on, over, (cut, prediction))
-        costs = {n: w.seconds(on) for n, w in roofline.work(denoiser).items()}
+        costs = roofline.seconds(denoiser, on)
     else:
         times, rate = on, sum(on.stages) / sum(costs.values())
         costs = {n: rate * c for n, c in costs.items()}
@@ -109,9 +109,9 @@ def _by_data_sheet(
     """Times of the parts; sizes are the bytes of the cut and of a prediction."""
     pipelined = paper[Phase.PIPELINED].graphs
     stages: list[Any] = [pipelined[rank].get_submodule(f"stage{rank}") for rank in range(2)]
-    works = [roofline.work(graph).values() for graph in (subject.denoiser, *stages)]
     (branch, a, b), (both, a2, b2) = (
-        [roofline.seconds(work, on, batch) for work in works] for batch in (1, 2)
+        [sum(roofline.seconds(graph, on, batch).values()) for graph in (subject.denoiser, *stages)]
+        for batch in (1, 2)
     )
     return Times(
         both=both if subject.batched else 2 * branch,
