@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import quantiles
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from hybridiff_compile.runtime import endings, spawn
 #: Bytes of a message that shows the latency, and of one that shows the rate.
 SMALL, LARGE = 1 << 10, 1 << 22
 ROUNDS = 30
+RESULT = "seconds.json"
 _SECONDS = 120  # that all of it may take
 _TAG = 0
 
@@ -62,44 +64,33 @@ def measure(device: torch.device, peer: torch.device) -> devices.Link:
     Raises:
         WorkerError: one of them failed, or both took too long.
     """
+    command = [sys.executable, "-P", "-m", "hybridiff_compile.planning.link_probe"]
+    ranks: list[subprocess.Popen[Any]] = []
     with tempfile.TemporaryDirectory(prefix="hybridiff-link-") as folder:
-        log = Path(folder, endings.LOG)
-        with log.open("wb") as out:
-            ranks = [_start(folder, rank, on, out) for rank, on in enumerate((device, peer))]
+        log, result = Path(folder, endings.LOG), Path(folder, RESULT)
         try:
-            end = time.monotonic() + _SECONDS
-            codes = [rank.poll() for rank in ranks]
+            with log.open("wb") as out:
+                for rank, on in enumerate((device, peer)):
+                    start = [*command, folder, str(rank), str(on)]
+                    files: Any = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+                    ranks.append(subprocess.Popen(start, env=spawn.environment(), **files))
+            codes, end = [rank.poll() for rank in ranks], time.monotonic() + _SECONDS
             while None in codes and not any(codes) and time.monotonic() < end:
                 time.sleep(0.02)
                 codes = [rank.poll() for rank in ranks]
         finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
+            for process in ranks:
+                process.kill()
+                process.wait()
         if any(codes) or None in codes:
-            how = endings.ended(next((code for code in codes if code), None))
+            how = endings.ended(next(filter(None, codes), None))
             raise WorkerError(
                 f"a process that measures the link {how}; measure again, or state a link in place "
                 f"of 'here'. {endings.said(log)}"
             )
-        small, large = (trip / 2 for trip in json.loads(_result(folder).read_text()))
+        small, large = (trip / 2 for trip in json.loads(result.read_text()))
     rate = (LARGE - SMALL) / max(large - small, 1e-9)
     return devices.Link(devices.HERE, rate=rate, latency=max(0.0, small - SMALL / rate))
-
-
-def _start(folder: str, rank: int, device: torch.device, out: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "hybridiff_compile.planning.link_probe"]
-    return subprocess.Popen(
-        [*command, folder, str(rank), str(device)],
-        stdin=subprocess.DEVNULL,
-        stdout=out,  # pyright: ignore
-        stderr=subprocess.STDOUT,
-        env=spawn.environment(),
-    )
-
-
-def _result(folder: str) -> Path:
-    return Path(folder, "seconds.json")
 
 
 def main(folder: str, rank: int, device: torch.device) -> None:
@@ -111,15 +102,15 @@ def main(folder: str, rank: int, device: torch.device) -> None:
     ops.activate(links.connect(store, rank, 2, device, loopback=True))
     there, back = ops.group_name(rank, peer), ops.group_name(peer, rank)
 
-    def trip(payload: torch.Tensor) -> None:
-        if rank == 1:
-            payload = _received(payload, back)
-        ops.wait(ops.send(payload, peer, _TAG, there))
-        if rank == 0:
-            _received(payload, back)
+    def received(nbytes: int) -> torch.Tensor:
+        return ops.wait(ops.recv([nbytes], torch.uint8, device, peer, _TAG, back))
 
-    def _received(like: torch.Tensor, group: str) -> torch.Tensor:
-        return ops.wait(ops.recv([len(like)], torch.uint8, device, peer, _TAG, group))
+    def trip(payload: torch.Tensor) -> None:
+        if rank == 0:
+            ops.wait(ops.send(payload, peer, _TAG, there))
+            received(len(payload))
+        else:
+            ops.wait(ops.send(received(len(payload)), peer, _TAG, there))
 
     trips = []
     for nbytes in (SMALL, LARGE):
@@ -128,7 +119,7 @@ def main(folder: str, rank: int, device: torch.device) -> None:
         # The quicker quarter: of the others some have waited for a processor.
         trips.append(quantiles(taken, n=4)[0])
     if rank == 0:
-        _result(folder).write_text(json.dumps(trips))
+        Path(folder, RESULT).write_text(json.dumps(trips))
     os._exit(0)  # gloo's threads may still hold sockets of a rank that is gone
 
 
