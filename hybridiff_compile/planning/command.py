@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from hybridiff_compile.arguments import check_choice
 from hybridiff_compile.bench import command, figures, models
 from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.errors import ConfigError
@@ -51,7 +52,8 @@ def plan_models(
             f"model={list(names)}, pipe={pipe}, config={config}: give one kind of --model NAME, "
             "--pipe FOLDER and --config FILE."
         )
-    models.check_names(names, (*architectures.NAMES, *models.NAMES))
+    for name in names:  # all of them before the work of the first
+        check_choice("model", name, (*architectures.NAMES, *models.NAMES))
     subjects: list[Any] = [config] if config else list(names or DEFAULT)
     if pipe is not None:
         subjects = [models.load_folder(pipe)]

@@ -10,12 +10,11 @@ from typing import Any, TypeGuard
 
 from hybridiff_compile.api import find_denoiser
 from hybridiff_compile.arguments import check_path, check_positive
-from hybridiff_compile.bench import figures as figure_files
 from hybridiff_compile.bench import models
-from hybridiff_compile.config import PAPER_STEPS
+from hybridiff_compile.config import PAPER_STEPS, SwitchSettings
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.lower.device import device_of
-from hybridiff_compile.planning import alone, architectures, devices, link_probe, runs
+from hybridiff_compile.planning import alone, architectures, devices, fidelity, link_probe, runs
 from hybridiff_compile.planning.architectures import Architecture
 from hybridiff_compile.planning.predict import of_subject
 from hybridiff_compile.planning.report import Plan
@@ -76,8 +75,8 @@ def plan(
     if not _is_whole(gpus) or gpus != 2:
         raise ConfigError(f"gpus={gpus!r}: the passes make programs for 2 devices; plan for 2.")
     check_positive("psnr_db", psnr_db)
-    if figures is not None:  # before the work, as all of these
-        figure_files.read(check_path("figures", figures))
+    if figures is not None:
+        check_path("figures", figures)
     is_here = device == devices.HERE
     on: Any = None if is_here else devices.device(device)
     over: Any = None if is_here else devices.link(link)
@@ -93,12 +92,12 @@ def plan(
                     "device='here' runs the denoiser, and an architecture has no weights; pass a "
                     f"pipeline, or choose one of {', '.join(devices.DEVICES)}."
                 )
-            runs.phases("paper", found.family, steps, k)
+            _check_run(found.name, found.family, steps, k, figures)
             tell(f"tracing {found.name}")
             subject = of_architecture(found, images, steps)
         else:
             denoiser, family = find_denoiser(pipe)
-            runs.phases("paper", family, steps, k)
+            _check_run(name, family, steps, k, figures)
             seen = first_call(pipe, _keywords(pipe, size, images, call))
             over = link_probe.between(device_of(denoiser), link) if is_here else over
             tell(f"tracing {name}")
@@ -120,6 +119,15 @@ def _check(steps: object, images: object, size: Mapping[str, object]) -> None:
             raise ConfigError(f"{name}={value!r} must be a whole number, at least {fewest}{why}.")
 
 
+def _check_run(
+    name: str, family: SwitchSettings, steps: int, k: int | None, figures: str | Path | None
+) -> None:
+    """Raise ConfigError, before the work, for what no run can be or what no figures tell."""
+    runs.phases("paper", family, steps, k)
+    if figures is not None:
+        fidelity.errors(name, steps, runs.room(family, steps), (Path(figures),))
+
+
 def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -127,9 +135,9 @@ def _is_whole(value: object) -> TypeGuard[int]:
 def _architecture(
     of: str | Mapping[str, Any] | Path, size: Mapping[str, Any], call: Mapping[str, Any]
 ) -> Architecture:
-    if call:
+    for name, value in call.items():
         raise ConfigError(
-            f"{', '.join(call)}: a plan without weights takes no such keyword; pass a pipeline for "
+            f"{name}={value!r}: a plan without weights takes no such keyword; pass a pipeline for "
             "keywords of its call."
         )
     if isinstance(of, str) and of in architectures.NAMES:
@@ -147,13 +155,13 @@ def _keywords(
 ) -> dict[str, Any]:
     """Of a pipeline's call; those of video have names of their own."""
     takes = inspect.signature(type(pipe).__call__).parameters
-    count = next((n for n in takes if n in ("num_images_per_prompt", "num_videos_per_prompt")), "")
+    count = "num_videos_per_prompt" if "num_videos_per_prompt" in takes else "num_images_per_prompt"
     if images != 1 and count in call:
         raise ConfigError(f"images={images} and {count}={call[count]}: give one of them.")
     given = {"num_frames" if name == "frames" else name: value for name, value in size.items()}
     given |= {count: images} if images != 1 else {}
     given = call | {name: value for name, value in given.items() if value is not None}
-    unknown = [name for name in given if name not in takes]
+    unknown = [f"{name}={value!r}" for name, value in given.items() if name not in takes]
     if unknown:
         raise ConfigError(f"{', '.join(unknown)}: {type(pipe).__name__} takes no such keyword.")
     return given

@@ -79,7 +79,7 @@ def of_subject(
         peak_device_mb=(memory[0] / 1e6,),
         **what,
     )
-    what["peak_device_mb"] = tuple(nbytes / 1e6 for nbytes in memory[1:])
+    what["peak_device_mb"] = tuple(rank / 1e6 for rank in memory[1:])
     return Plan(
         subject=subject,
         device=device,

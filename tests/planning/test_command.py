@@ -56,7 +56,7 @@ def test_a_config_file_is_planned_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--model", "sd4"], "unknown model sd4; choose from sdxl, sd15,"),
+        (["--model", "sd4"], "model='sd4' is unknown; choose one of sdxl, sd15,"),
         (["--model", "sdxl", "--config", "a.json"], "give one kind of --model NAME"),
         (["--config", "none.json"], "none.json cannot be read as a config"),
         (["--pipe", "nowhere"], "nowhere"),

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hybridiff_compile
 from hybridiff_compile.bench import models
 from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
-from hybridiff_compile.planning import architectures, devices, predict
+from hybridiff_compile.planning import architectures, devices, fidelity, predict
 from hybridiff_compile.planning.devices import Device
 from hybridiff_compile.planning.report import Plan
 from tests import pipelines
@@ -109,8 +109,8 @@ def test_faster_links_and_devices_are_seen(small: Plan) -> None:
         ({"figures": 5}, "figures=5 is not a path"),
         ({"psnr_db": "40"}, "psnr_db='40' must be above 0"),
         ({"k": 60}, "k=60"),
-        ({"hieght": 64}, "hieght: StableDiffusion3Pipeline takes no such keyword"),
-        ({"frames": 5}, "num_frames: StableDiffusion3Pipeline takes no such keyword"),
+        ({"hieght": 64}, "hieght=64: StableDiffusion3Pipeline takes no such keyword"),
+        ({"frames": 5}, "num_frames=5: StableDiffusion3Pipeline takes no such keyword"),
         ({"height": 63}, "StableDiffusion3Pipeline refuses this call: .height."),
         ({"figures": "none.json"}, "none.json"),
         ({"psnr_db": float("nan")}, "psnr_db=nan must be above 0"),
@@ -129,11 +129,13 @@ def test_what_is_no_pipeline_is_refused() -> None:
 
 
 def test_settings_of_an_architecture_are_refused_before_it_is_traced(tmp_path: Path) -> None:
+    told: list[str] = []
+
     def refused(of: Any, message: str, **asked: Any) -> None:
         with pytest.raises(ConfigError, match=message):
-            hybridiff_compile.plan(of, **asked)
+            hybridiff_compile.plan(of, tell=told.append, **asked)
 
-    refused("sdxl", "hieght: a plan without weights takes no such keyword", hieght=512)
+    refused("sdxl", "hieght=512: a plan without weights takes no such keyword", hieght=512)
     refused("sdxl", "k=60", k=60)
     config = {"_class_name": "UNet2DConditionModel"}
     refused(config, "sample_size=None in the config is no size.*: pass height and width")
@@ -145,6 +147,8 @@ def test_settings_of_an_architecture_are_refused_before_it_is_traced(tmp_path: P
     broken = {"_class_name": "SD3Transformer2DModel", "num_layers": "x"}
     refused(broken, "SD3Transformer2DModel cannot be made of this config")
     refused(str(tmp_path), "cannot be read as a config")
+    refused("sdxl", "no row of sdxl in a mode that switches", figures=fidelity.MEASURED[0])
+    assert told == ["tracing config"]  # of the broken one, which diffusers refused
 
 
 def test_a_config_may_leave_defaults_out_and_lie_in_a_pipelines_folder(tmp_path: Path) -> None:
