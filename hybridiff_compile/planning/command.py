@@ -16,7 +16,8 @@ from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.planning import architectures, devices, profile_report, report
 from hybridiff_compile.planning.planner import plan
-from hybridiff_compile.planning.profile import make, profile
+from hybridiff_compile.planning.profile import check, make, profile
+from hybridiff_compile.planning.subject import first_call
 
 #: Planned for where nothing was asked for: the paper's two.
 DEFAULT = ("sdxl", "sd3-medium")
@@ -103,11 +104,13 @@ def profile_pipeline(
     models.check_names([model] if model else [])
     command.check_least("images", settings["num_images_per_prompt"], 1)
     command.check_least("runs", settings["rounds"], 1)
+    check(settings["link"], settings["num_inference_steps"], settings["rounds"])
     with _written(json, console) as rows:
         loaded, call = models.opened(model or str(pipe))
         call |= {key: value for key, value in settings.items() if value is not None}
         steps, rounds = call["num_inference_steps"], call["rounds"]
         asked = {key: value for key, value in call.items() if key not in ("link", "rounds")}
+        first_call(loaded, asked)  # what the pipeline refuses is told before the work
         begin = time.perf_counter()
         make(loaded, {**asked, "num_inference_steps": _SHORT})
         step = (time.perf_counter() - begin) / _SHORT

@@ -77,8 +77,7 @@ def profile(
         UnsupportedPipelineError, CaptureError: the pipeline cannot run on two ranks.
         WorkerError: a process that was to help has failed.
     """
-    check_least("steps", num_inference_steps, LEAST_STEPS)
-    check_least("rounds", rounds, 1)
+    check(link, num_inference_steps, rounds)
     call = {"num_inference_steps": num_inference_steps, **call}
     denoiser, _ = find_denoiser(pipe)
     device = device_of(denoiser)
@@ -119,6 +118,14 @@ def profile(
         phases=(*[Phase.SERIAL] * third, *pipelined, *[Phase.SERIAL] * after),
         measured=_by_phase(reports),
     )
+
+
+def check(link: str, steps: int, rounds: int) -> None:
+    """Raise ConfigError for what `profile` does not take; arguments as there."""
+    check_least("steps", steps, LEAST_STEPS)
+    check_least("rounds", rounds, 1)
+    if link != devices.HERE:
+        devices.link(link)
 
 
 def _one_device(

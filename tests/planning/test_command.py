@@ -68,7 +68,28 @@ def test_a_config_file_is_planned_for(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str) -> None:
-    result = runner.invoke(app, ["plan", *arguments])
+    refused(["plan", *arguments], says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "give one of --model NAME and --pipe FOLDER"),
+        (["--link", "usb"], "link='usb' is unknown"),
+        (["--steps", "8"], "steps=8 must be at least 9"),
+        (["--runs", "0"], "runs=0 must be at least 1"),
+        (["--images", "0"], "images=0 must be at least 1"),
+        (["--height", "63"], "StableDiffusion3Pipeline refuses this call"),
+    ],
+)
+def test_bad_input_of_a_profile_is_told_before_the_work(arguments: list[str], says: str) -> None:
+    model = ["--model", "tiny-sd3"] if arguments else []
+    refused(["profile", *model, *arguments], says)
+
+
+def refused(arguments: list[str], says: str) -> None:
+    """In one line, with exit code 2."""
+    result = runner.invoke(app, arguments)
     assert result.exit_code == 2
     assert says in result.output
     assert result.output.count("\n") == 1
