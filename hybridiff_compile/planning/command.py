@@ -61,15 +61,15 @@ def plan_models(
     is_here = settings.get("device") == devices.HERE
     run = "each rank's programs run alone" if is_here else "nothing is run"
     count, telling = len(subjects), list[command.Telling]()
-
-    def begins(what: str) -> None:
-        if not telling:  # what was asked for has been checked
-            traced = f"{command.counted(count, 'model')} traced and cut, {run}"
-            command.announce(console, _PLAN * count, traced)
-            telling.append(stack.enter_context(command.Telling(console, (2 + is_here) * count)))
-        telling[0](what)
-
     with _written(json, console) as rows, ExitStack() as stack:
+
+        def begins(what: str) -> None:
+            if not telling:  # what was asked for has been checked
+                traced = f"{command.counted(count, 'model')} traced and cut, {run}"
+                command.announce(console, _PLAN * count, traced)
+                telling.append(stack.enter_context(command.Telling(console, (2 + is_here) * count)))
+            telling[0](what)
+
         for subject in subjects:
             made = plan(subject, tell=begins, **settings)
             report.show(made, console)
