@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import diffusers
@@ -87,7 +88,7 @@ def compile_blocks(denoiser: nn.Module) -> None:
 
 def median_ms(run: Callable[[], Any], device: torch.device, rounds: int) -> float:
     """Median milliseconds of a call, after some that warm up."""
-    return 1e3 * clock.medians([run], device, rounds)[0]
+    return 1e3 * median(clock.samples([run], device, rounds)[0])
 
 
 def graphed_ms(run: Callable[[], Any], device: torch.device, rounds: int) -> float:

@@ -98,7 +98,8 @@ def _programs(
         prediction = alone.step(0, Phase.SERIAL)["prediction"]
         if how.backend != "eager":  # the other side of the ratio is compiled by blocks as well
             gpu_denoisers.compile_blocks(denoiser)
-        times = alone.times(batched, devices.link("pcie3"), devices.OWN, rounds)
+        samples = alone.samples(batched, rounds)
+        times = alone.times(samples, devices.link("pcie3"), devices.OWN)
         yield {
             **own,
             "mode": "paper",

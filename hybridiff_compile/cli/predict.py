@@ -40,6 +40,7 @@ def plan_ahead(
 ) -> None:
     """Predict what two devices make of a model; no weights are needed, nothing is run."""
     quiet()
+    from hybridiff_compile.bench.command import ended_cleanly
     from hybridiff_compile.planning import command
 
     settings = {
@@ -55,7 +56,8 @@ def plan_ahead(
         "figures": figures,
     }
     names = tuple(dict.fromkeys(model or ()))
-    command.plan_models(names, pipe, config, settings, json, Console())
+    with ended_cleanly():
+        command.plan_models(names, pipe, config, settings, json, Console())
 
 
 @app.command()

@@ -65,7 +65,7 @@ class Alone:
     """Both ranks' programs in one process, run one at a time.
 
     Args:
-        programs: by phase, SERIAL among them.
+        programs: of the paper's mode, by phase.
         how: what is made of them.
         values: their inputs by name, on the device.
         device: that runs them.
@@ -81,7 +81,7 @@ class Alone:
         values: Mapping[str, torch.Tensor],
         device: torch.device,
     ) -> None:
-        self.cut_bytes = traffic.cut_bytes(programs)
+        self.cut_bytes = traffic.link_bytes(programs[Phase.PIPELINED], 0)
         self.prediction_bytes = traffic.link_bytes(programs[Phase.SERIAL], 1)
         self._ranks, self._values = (Rank(device), Rank(device)), dict(values)
         self._device, self._links = device, local_links()
@@ -103,26 +103,14 @@ class Alone:
         fed = {n: self._values[n] for n in wanted if n in self._values}
         return self._ranks[rank].step(0, phase, 0, fed)
 
-    def times(
-        self, batched: Callable[[], Any], link: devices.Link, own: float, rounds: int
-    ) -> Times:
-        """Measure each rank's programs of a serial and of a pipelined step, and one device.
-
-        Args:
-            batched: one device's call of both branches.
-            link: stated or measured.
-            own: what the driver adds to a step, seconds.
-            rounds: of each part; the median counts.
-        """
-        return self.times_of(self.samples(batched, rounds), link, own)
-
     def samples(
         self, batched: Callable[[], Any], rounds: int, warm_up: int = clock.WARM_UP
     ) -> list[list[float]]:
         """Seconds of one device's call and of each rank's serial and pipelined step, by round.
 
         Args:
-            batched, rounds: as in `times`.
+            batched: one device's call of both branches.
+            rounds: of each part.
             warm_up: calls of each before.
         """
         phases = (Phase.SERIAL, Phase.PIPELINED)
@@ -130,16 +118,22 @@ class Alone:
         with torch.no_grad(), one_thread(self._device):
             return clock.samples([batched, *parts], self._device, rounds, warm_up)
 
-    def times_of(self, samples: Sequence[Sequence[float]], link: devices.Link, own: float) -> Times:
-        """The medians of `samples` as times; link and own as in `times`."""
-        both, *found = map(median, samples)
-        ratio = both / max(found[:2])
+    def times(self, samples: Sequence[Sequence[float]], link: devices.Link, own: float) -> Times:
+        """The medians of `samples`.
+
+        Args:
+            samples: seconds of each part.
+            link: stated or measured.
+            own: what the driver adds to a step, seconds.
+        """
+        both, u, c, first, last = map(median, samples)
+        gain = both / max(u, c)
         return Times(
             both=both,
-            branch=(found[0], found[1]),
-            stages=(found[2], found[3]),
+            branch=(u, c),
+            stages=(first, last),
             # Not measured: a stage gains by batching what the whole denoiser does.
-            stages_of_both=(found[2] * ratio, found[3] * ratio),
+            stages_of_both=(first * gain, last * gain),
             cut=link.seconds(self.cut_bytes),
             prediction=link.seconds(self.prediction_bytes),
             own=own,

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from hybridiff_compile.arguments import check_choice
+from hybridiff_compile.config import TRANSFORMER_SWITCHING, UNET_SWITCHING, SwitchSettings
 from hybridiff_compile.errors import ConfigError
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -82,14 +84,13 @@ class Architecture:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a size that the model cannot make."""
+        multiple, every = self.kind.multiple, self.kind.every
         for what, value in (("height", self.height), ("width", self.width)):
-            multiple = self.kind.multiple
             if value < 1 or value % multiple:
                 raise ConfigError(
                     f"{what}={value} is no positive multiple of {multiple} pixels, as {self.name} "
                     f"needs; take {max(1, value // multiple) * multiple}."
                 )
-        every = self.kind.every
         if every == 1 and self.frames != 1:
             raise ConfigError(f"frames={self.frames}: {self.name} makes pictures; leave it away.")
         if self.frames < 1 or (self.frames - 1) % every:
@@ -98,23 +99,25 @@ class Architecture:
                 f"needs; take {max(0, self.frames - 1) // every * every + 1}."
             )
 
+    @property
+    def family(self) -> SwitchSettings:
+        """The paper's constants for its kind."""
+        is_unet = self.config["_class_name"].startswith("UNet")
+        return UNET_SWITCHING if is_unet else TRANSFORMER_SWITCHING
 
-def named(
-    name: str, height: int | None = None, width: int | None = None, frames: int | None = None
-) -> Architecture:
+
+def named(name: str, **size: int | None) -> Architecture:
     """An architecture by name.
 
     Args:
         name: one of NAMES.
-        height, width, frames: of what to make; None is the default call's.
+        size: as in `of_config`.
 
     Raises:
         ConfigError: there is none of that name, or it cannot make that size.
     """
-    if name not in NAMES:
-        raise ConfigError(f"model={name!r} is not known; choose one of {', '.join(NAMES)}.")
-    config = json.loads((_CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
-    return _of(name, config, height, width, frames)
+    check_choice("model", name, NAMES)
+    return of_config(_CONFIGS / f"{name}.json", **size, name=name)
 
 
 def of_config(
@@ -122,68 +125,62 @@ def of_config(
     height: int | None = None,
     width: int | None = None,
     frames: int | None = None,
+    *,
+    name: str = "config",
 ) -> Architecture:
     """An architecture of a user's own.
 
     Args:
         config: a denoiser's config with `_class_name`, its file, the folder that holds it, or
             that of a pipeline.
-        height, width, frames: as in `named`.
+        height, width, frames: of what to make; None is the default call's.
+        name: of it.
 
     Raises:
         ConfigError: it cannot be read, its class is not known, or it cannot make that size.
     """
     if isinstance(config, Path):
-        file = _file(config)
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
-            raise ConfigError(
-                f"{file} cannot be read as a config: {e}; name a config.json that diffusers wrote."
-            ) from e
-    name = config.get("_class_name") if isinstance(config, Mapping) else None
-    if not isinstance(config, Mapping) or not isinstance(name, str) or name not in KINDS:
+        config = _read(config)
+    of = config.get("_class_name") if isinstance(config, Mapping) else None
+    if not isinstance(config, Mapping) or not isinstance(of, str) or of not in KINDS:
         raise ConfigError(
-            f"_class_name={name!r} is no denoiser that can be planned for without weights; it is "
+            f"_class_name={of!r} is no denoiser that can be planned for without weights; it is "
             f"one of {', '.join(KINDS)}. Pass the pipeline itself for another."
         )
-    return _of("config", config, height, width, frames)
-
-
-def _file(path: Path) -> Path:
-    """A config's file: itself, that of its folder, or that of a pipeline's denoiser."""
-    if not path.is_dir():
-        return path
-    files = [path / part / "config.json" for part in ("", "unet", "transformer")]
-    return next((file for file in files if file.is_file()), files[0])
-
-
-def _of(
-    name: str,
-    config: Mapping[str, Any],
-    height: int | None,
-    width: int | None,
-    frames: int | None,
-) -> Architecture:
-    kind = KINDS[config["_class_name"]]
-    default = kind.height, kind.width
-    trained = config.get("sample_size")
-    if config["_class_name"] == "UNet2DConditionModel":  # of what it was trained at
-        if trained is None and (height is None or width is None):
-            raise ConfigError("sample_size=None in the config: pass height and width.")
-        sizes = trained if isinstance(trained, list | tuple) else (trained or 0, trained or 0)
-        try:
-            default = (8 * int(sizes[0]), 8 * int(sizes[1]))
-        except (TypeError, ValueError, IndexError) as e:
-            raise ConfigError(
-                f"sample_size={trained!r} in the config is no size in latent pixels: a number or "
-                "two; compare it with one that diffusers wrote."
-            ) from e
+    kind = KINDS[of]
+    usual = kind.height, kind.width
+    if of == "UNet2DConditionModel" and None in (height, width):
+        usual = _trained(config)
     return Architecture(
         name=name,
         config=config,
         kind=kind,
-        height=default[0] if height is None else height,
-        width=default[1] if width is None else width,
+        height=usual[0] if height is None else height,
+        width=usual[1] if width is None else width,
         frames=kind.frames if frames is None else frames,
     )
+
+
+def _read(path: Path) -> Any:
+    """What a config's file holds: itself, that of its folder, or that of a pipeline's denoiser."""
+    if path.is_dir():
+        files = [path / part / "config.json" for part in ("", "unet", "transformer")]
+        path = next((file for file in files if file.is_file()), files[0])
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(
+            f"{path} cannot be read as a config: {e}; name a config.json that diffusers wrote."
+        ) from e
+
+
+def _trained(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width that a UNet was trained at."""
+    size = config.get("sample_size")
+    sides: Any = size if isinstance(size, list | tuple) else (size, size)
+    if [type(side) for side in sides] != [int, int]:
+        raise ConfigError(
+            f"sample_size={size!r} in the config is no size in latent pixels, a number or two: "
+            "pass height and width."
+        )
+    return 8 * sides[0], 8 * sides[1]

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
 from typing import Any
 
 import torch
 
 WARM_UP = 3
-
-
-def medians(
-    runs: Sequence[Callable[[], Any]], device: torch.device, rounds: int = 5
-) -> list[float]:
-    """Median seconds of each call; see `samples`."""
-    return [median(taken) for taken in samples(runs, device, rounds)]
 
 
 def samples(

@@ -1,26 +1,28 @@
-"""`hybridiff plan` and `hybridiff profile`: printed, and written."""
+"""`hybridiff plan` and `hybridiff profile`: told beforehand, printed, and written."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from hybridiff_compile.arguments import check_choice
 from hybridiff_compile.bench import command, figures, models
-from hybridiff_compile.bench.command import check_least
 from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.errors import ConfigError
-from hybridiff_compile.planning import architectures, profile_report, report
+from hybridiff_compile.planning import architectures, devices, profile_report, report
 from hybridiff_compile.planning.planner import plan
-from hybridiff_compile.planning.profile import Profile, make, profile
-from hybridiff_compile.planning.report import Plan
+from hybridiff_compile.planning.profile import check, make, profile
+from hybridiff_compile.planning.subject import first_call
 
 #: Planned for where nothing was asked for: the paper's two.
 DEFAULT = ("sdxl", "sd3-medium")
+#: Seconds of a plan on two CPU cores, most of it for the export of the graph.
+_PLAN = 15
 #: Steps of the picture that is made to say how long the others take.
 _SHORT = 4
 
@@ -32,8 +34,8 @@ def plan_models(
     settings: Mapping[str, Any],
     json: Path | None,
     console: Console,
-) -> list[Plan]:
-    """Plan, print, and write the figures.
+) -> None:
+    """Plan, print each plan as it is known, and write the figures.
 
     Args:
         names: of architectures or embedded pipelines.
@@ -52,25 +54,26 @@ def plan_models(
             "--pipe FOLDER and --config FILE."
         )
     for name in names:  # all of them before the work of the first
-        if name not in (*architectures.NAMES, *models.NAMES):
-            known = ", ".join((*architectures.NAMES, *models.NAMES))
-            raise ConfigError(f"model={name!r} is not known; choose one of {known}.")
-    made = []
-    with _written(json, console) as rows:
-        for subject in _subjects(names, pipe, config):
-            made.append(plan(subject, **settings))
-            report.show(made[-1], console)
-            rows += report.rows(made[-1])
-    return made
-
-
-def _subjects(names: Sequence[str], pipe: Path | None, config: Path | None) -> Iterator[Any]:
+        check_choice("model", name, (*architectures.NAMES, *models.NAMES))
+    subjects: list[Any] = [config] if config else list(names or DEFAULT)
     if pipe is not None:
-        yield models.load_folder(pipe)
-    elif config is not None:
-        yield config
-    else:
-        yield from names or DEFAULT
+        subjects = [models.load_folder(pipe)]
+    is_here = settings.get("device") == devices.HERE
+    run = "each rank's programs run alone" if is_here else "nothing is run"
+    count, telling = len(subjects), list[command.Telling]()
+    with _written(json, console) as rows, ExitStack() as stack:
+
+        def begins(what: str) -> None:
+            if not telling:  # what was asked for has been checked
+                traced = f"{command.counted(count, 'model')} traced and cut, {run}"
+                command.announce(console, _PLAN * count, traced)
+                telling.append(stack.enter_context(command.Telling(console, (2 + is_here) * count)))
+            telling[0](what)
+
+        for subject in subjects:
+            made = plan(subject, tell=begins, **settings)
+            report.show(made, console)
+            rows += made.rows
 
 
 def profile_pipeline(
@@ -80,7 +83,7 @@ def profile_pipeline(
     json: Path | None,
     console: Console,
     thinned: str = "",
-) -> Profile:
+) -> None:
     """Measure a pipeline on this machine, print, and write the figures.
 
     Args:
@@ -99,14 +102,15 @@ def profile_pipeline(
             f"model={model}, pipe={pipe}: give one of --model NAME and --pipe FOLDER."
         )
     models.check_names([model] if model else [])
-    check_least("images", settings["num_images_per_prompt"], 1)
-    check_least("runs", settings["rounds"], 1)
-    given = {key: value for key, value in settings.items() if value is not None}
+    command.check_least("images", settings["num_images_per_prompt"], 1)
+    command.check_least("runs", settings["rounds"], 1)
+    check(settings["link"], settings["num_inference_steps"], settings["rounds"])
     with _written(json, console) as rows:
         loaded, call = models.opened(model or str(pipe))
-        call |= given
+        call |= {key: value for key, value in settings.items() if value is not None}
         steps, rounds = call["num_inference_steps"], call["rounds"]
         asked = {key: value for key, value in call.items() if key not in ("link", "rounds")}
+        first_call(loaded, asked)  # what the pipeline refuses is told before the work
         begin = time.perf_counter()
         make(loaded, {**asked, "num_inference_steps": _SHORT})
         step = (time.perf_counter() - begin) / _SHORT
@@ -118,17 +122,14 @@ def profile_pipeline(
             found = profile(loaded, name=model or (pipe and pipe.name), tell=tell, **call)
         profile_report.show(found, console, thinned)
         rows += profile_report.rows(found)
-    return found
 
 
 @contextmanager
 def _written(json: Path | None, console: Console) -> Iterator[list[Row]]:
     """Rows that are written once all of them are there; that they can be is known before."""
     rows: list[Row] = []
-    with ExitStack() as stack:
-        if json is not None:
-            stack.enter_context(command.folders(json.parent, json))
+    with command.folders(json.parent, json) if json else nullcontext():
         yield rows
-        if json is not None:
+        if json:
             figures.write(json, rows, figures.environment(threads_per_rank=1))
             console.print(f"wrote {json}", style="dim", soft_wrap=True, highlight=False)

@@ -23,14 +23,12 @@ class CutPlan:
         where: module that its last node belongs to.
         cost: of stage 0 and of stage 1, see `balance.Place`.
         crossing: bytes of one branch.
-        stages: seconds of compute, A and B.
         cycles: seconds of the cycles of a pipelined step, A + X and B + E.
     """
 
     where: str
     cost: tuple[float, float]
     crossing: int
-    stages: tuple[float, float]
     cycles: tuple[float, float]
 
 
@@ -59,7 +57,7 @@ def candidates(
         first, last = before[place.index], before[-1] - before[place.index] + again
         cycles = (first + link.seconds(place.crossing), last + link.seconds(prediction))
         where = _where(cuts.noisy[place.index])
-        found.append(CutPlan(where, place.cost, place.crossing, (first, last), cycles))
+        found.append(CutPlan(where, place.cost, place.crossing, cycles))
     return tuple(found), frontier.index(chosen)
 
 

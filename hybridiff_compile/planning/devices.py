@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hybridiff_compile.arguments import check_choice
 from hybridiff_compile.errors import ConfigError
 
 
@@ -83,11 +84,7 @@ def device(name: str) -> Device:
     Raises:
         ConfigError: there is none of that name.
     """
-    if name not in DEVICES:
-        known = ", ".join(DEVICES)
-        raise ConfigError(
-            f"device={name!r} is not known; choose one of {known}, or 'here' to measure this one."
-        )
+    check_choice("device", name, (*DEVICES, HERE))
     return DEVICES[name]
 
 
@@ -99,6 +96,5 @@ def link(name: str) -> Link:
     """
     if name == HERE:
         raise ConfigError("link='here' is measured between devices; ask for device='here' too.")
-    if name not in LINKS:
-        raise ConfigError(f"link={name!r} is not known; choose one of {', '.join(LINKS)}.")
+    check_choice("link", name, tuple(LINKS))
     return LINKS[name]

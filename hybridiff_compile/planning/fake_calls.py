@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -16,7 +15,6 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from hybridiff_compile.capture.call import DenoiserCall
-from hybridiff_compile.capture.trace import Captured, capture
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.planning.architectures import Architecture
 
@@ -25,54 +23,16 @@ CLIP_TOKENS, T5_TOKENS, QWEN_TOKENS = 77, 256, 128
 _LTX_FPS = 25
 
 
-@dataclass(frozen=True)
-class _Maker:
-    """Makes the arguments of a call.
-
-    Attributes:
-        config: the architecture's, with the defaults of what it leaves out.
-        rows: of a batched tensor, 2B.
-    """
-
-    architecture: Architecture
-    config: Mapping[str, Any]
-    rows: int
-
-    def rand(self, *shape: int) -> torch.Tensor:
-        """A batched tensor of the model's dtype."""
-        return torch.empty(self.rows, *shape, dtype=self.architecture.kind.dtype)
-
-    def latents(self, scale: int) -> tuple[int, int]:
-        """Height and width after the VAE."""
-        return self.architecture.height // scale, self.architecture.width // scale
-
-    def times(self) -> torch.Tensor:
-        """One time a row."""
-        return torch.empty(self.rows)
-
-
-_Arguments = dict[str, Any]
-
-
-def traced(architecture: Architecture, batch: int = 1) -> Captured:
-    """Trace an architecture's denoiser from the call that its pipeline makes.
+def denoiser_and_call(architecture: Architecture, batch: int = 1) -> tuple[nn.Module, DenoiserCall]:
+    """Make a denoiser and its pipeline's call, of FakeTensors on the CPU.
 
     Args:
         architecture: with the size of what to make.
         batch: B, of one branch.
 
-    Returns:
-        The captured step; its weights and values are FakeTensors on the CPU.
-
     Raises:
-        CaptureError: it cannot be exported.
+        ConfigError: diffusers cannot make it of its config.
     """
-    denoiser, call = denoiser_and_call(architecture, batch)
-    return capture(denoiser, call, None)
-
-
-def denoiser_and_call(architecture: Architecture, batch: int = 1) -> tuple[nn.Module, DenoiserCall]:
-    """Make a denoiser and its pipeline's call, of FakeTensors; arguments as for `traced`."""
     kind = getattr(diffusers, architecture.config["_class_name"])
     shape = {k: v for k, v in architecture.config.items() if not k.startswith("_")}
     if "sample_frames" in shape:  # CogVideoX: its table of positions is made for one size
@@ -93,8 +53,7 @@ def denoiser_and_call(architecture: Architecture, batch: int = 1) -> tuple[nn.Mo
         finally:
             torch.set_default_dtype(before)
         _register(denoiser)
-        make = _Maker(architecture, dict(denoiser.config), 2 * batch)
-        arguments = _CALLS[architecture.config["_class_name"]](make)
+        arguments = _arguments(architecture, denoiser.config, 2 * batch)
     parameters = tuple(inspect.signature(denoiser.forward).parameters)
     return denoiser, DenoiserCall.of(parameters, (), {**arguments, "return_dict": False})
 
@@ -108,94 +67,76 @@ def _register(denoiser: nn.Module) -> None:
             module.register_buffer(name, value, persistent=False)
 
 
-def _unet(make: _Maker) -> _Arguments:
-    config = make.config
-    given = {
-        "sample": make.rand(config["in_channels"], *make.latents(8)),
-        "timestep": torch.empty((), dtype=torch.int64),
-        "encoder_hidden_states": make.rand(CLIP_TOKENS, config["cross_attention_dim"]),
-    }
-    if config.get("addition_embed_type") == "text_time":
-        times = 6 * config["addition_time_embed_dim"]
-        pooled = config["projection_class_embeddings_input_dim"] - times
-        added = {"text_embeds": make.rand(pooled), "time_ids": make.rand(6)}
-        given["added_cond_kwargs"] = added  # pyright: ignore[reportArgumentType]
-    return given
+def _arguments(of: Architecture, c: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Of the call.
 
+    Args:
+        of: the architecture.
+        c: its config, with the defaults of what it leaves out.
+        rows: of a batched tensor, 2B.
+    """
 
-def _sd3(make: _Maker) -> _Arguments:
-    config = make.config
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.empty(rows, *shape, dtype=of.kind.dtype)
+
+    name, times = of.config["_class_name"], torch.empty(rows)
+    height, width = of.height // 8, of.width // 8  # after the VAE
+    if name == "UNet2DConditionModel":
+        given: dict[str, Any] = {
+            "sample": rand(c["in_channels"], height, width),
+            "timestep": torch.empty((), dtype=torch.int64),
+            "encoder_hidden_states": rand(CLIP_TOKENS, c["cross_attention_dim"]),
+        }
+        if c.get("addition_embed_type") == "text_time":
+            pooled = c["projection_class_embeddings_input_dim"] - 6 * c["addition_time_embed_dim"]
+            given["added_cond_kwargs"] = {"text_embeds": rand(pooled), "time_ids": rand(6)}
+        return given
+    if name == "SD3Transformer2DModel":
+        return {
+            "hidden_states": rand(c["in_channels"], height, width),
+            "encoder_hidden_states": rand(CLIP_TOKENS + T5_TOKENS, c["joint_attention_dim"]),
+            "pooled_projections": rand(c["pooled_projection_dim"]),
+            "timestep": times,
+        }
+    if name == "PixArtTransformer2DModel":
+        return {
+            "hidden_states": rand(c["in_channels"], height, width),
+            "encoder_hidden_states": rand(300, c["caption_channels"]),
+            "encoder_attention_mask": rand(300),
+            "timestep": times,
+            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+        }
+    frames = (of.frames - 1) // of.kind.every + 1  # after the VAE
+    if name == "WanTransformer3DModel":
+        return {
+            "hidden_states": rand(c["in_channels"], frames, height, width),
+            "timestep": times,
+            "encoder_hidden_states": rand(512, c["text_dim"]),
+        }
+    if name == "CogVideoXTransformer3DModel":
+        return {
+            "hidden_states": rand(frames, c["in_channels"], height, width),
+            "encoder_hidden_states": rand(c["max_text_seq_length"], c["text_embed_dim"]),
+            "timestep": times,
+        }
+    if name == "QwenImageTransformer2DModel":
+        height, width = of.height // 16, of.width // 16  # packed two by two
+        return {
+            "hidden_states": rand(height * width, c["in_channels"]),
+            "timestep": times,
+            "encoder_hidden_states": rand(QWEN_TOKENS, c["joint_attention_dim"]),
+            # Of one branch: what is no tensor is not sliced into branches.
+            "img_shapes": [[(1, height, width)]] * (rows // 2),
+        }
+    assert name == "LTXVideoTransformer3DModel"
+    height, width = of.height // 32, of.width // 32
     return {
-        "hidden_states": make.rand(config["in_channels"], *make.latents(8)),
-        "encoder_hidden_states": make.rand(CLIP_TOKENS + T5_TOKENS, config["joint_attention_dim"]),
-        "pooled_projections": make.rand(config["pooled_projection_dim"]),
-        "timestep": make.times(),
-    }
-
-
-def _pixart(make: _Maker) -> _Arguments:
-    config = make.config
-    return {
-        "hidden_states": make.rand(config["in_channels"], *make.latents(8)),
-        "encoder_hidden_states": make.rand(300, config["caption_channels"]),
-        "encoder_attention_mask": make.rand(300),
-        "timestep": make.times(),
-        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
-    }
-
-
-def _wan(make: _Maker) -> _Arguments:
-    config, frames = make.config, (make.architecture.frames - 1) // 4 + 1
-    return {
-        "hidden_states": make.rand(config["in_channels"], frames, *make.latents(8)),
-        "timestep": make.times(),
-        "encoder_hidden_states": make.rand(512, config["text_dim"]),
-    }
-
-
-def _cogvideox(make: _Maker) -> _Arguments:
-    config, frames = make.config, (make.architecture.frames - 1) // 4 + 1
-    text = (config["max_text_seq_length"], config["text_embed_dim"])
-    return {
-        "hidden_states": make.rand(frames, config["in_channels"], *make.latents(8)),
-        "encoder_hidden_states": make.rand(*text),
-        "timestep": make.times(),
-    }
-
-
-def _qwen(make: _Maker) -> _Arguments:
-    height, width = make.latents(16)  # packed two by two
-    config = make.config
-    return {
-        "hidden_states": make.rand(height * width, config["in_channels"]),
-        "timestep": make.times(),
-        "encoder_hidden_states": make.rand(QWEN_TOKENS, config["joint_attention_dim"]),
-        # Of one branch: what is no tensor is not sliced into branches.
-        "img_shapes": [[(1, height, width)]] * (make.rows // 2),
-    }
-
-
-def _ltx(make: _Maker) -> _Arguments:
-    config, frames = make.config, (make.architecture.frames - 1) // 8 + 1
-    height, width = make.latents(32)
-    return {
-        "hidden_states": make.rand(frames * height * width, config["in_channels"]),
-        "encoder_hidden_states": make.rand(128, config["caption_channels"]),
-        "encoder_attention_mask": torch.empty(make.rows, 128, dtype=torch.int64),
-        "timestep": make.times(),
+        "hidden_states": rand(frames * height * width, c["in_channels"]),
+        "encoder_hidden_states": rand(128, c["caption_channels"]),
+        "encoder_attention_mask": torch.empty(rows, 128, dtype=torch.int64),
+        "timestep": times,
         "num_frames": frames,
         "height": height,
         "width": width,
         "rope_interpolation_scale": (8 / _LTX_FPS, 32, 32),
     }
-
-
-_CALLS: Mapping[str, Callable[[_Maker], _Arguments]] = {
-    "UNet2DConditionModel": _unet,
-    "SD3Transformer2DModel": _sd3,
-    "PixArtTransformer2DModel": _pixart,
-    "WanTransformer3DModel": _wan,
-    "CogVideoXTransformer3DModel": _cogvideox,
-    "QwenImageTransformer2DModel": _qwen,
-    "LTXVideoTransformer3DModel": _ltx,
-}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -14,13 +14,12 @@ import torch
 
 from hybridiff_compile.api import find_denoiser, optimize
 from hybridiff_compile.arguments import with_prompt
-from hybridiff_compile.errors import ConfigError
+from hybridiff_compile.bench.command import check_least
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.lower.device import device_of
-from hybridiff_compile.planning import alone, clock, devices, link_probe, predict, runs
-from hybridiff_compile.planning.predict import Predicted
+from hybridiff_compile.planning import alone, clock, devices, link_probe
 from hybridiff_compile.planning.runs import Times
-from hybridiff_compile.planning.subject import first_call, of_call
+from hybridiff_compile.planning.subject import Subject, first_call, of_call
 from hybridiff_compile.runtime.driver import one_thread
 from hybridiff_compile.runtime.report import RunReport
 
@@ -29,44 +28,26 @@ LEAST_STEPS = 9
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture on one device: seconds of all of it, and of its denoiser calls."""
-
-    seconds: float
-    denoiser: float
-
-
-@dataclass(frozen=True)
 class Profile:
     """What was measured. Printed by `profile_report`.
 
     Attributes:
-        plan: for two of this device, from the parts of a step measured alone.
-        picture: on one device, of `plan.subject.steps` steps.
+        subject: the pipeline's denoiser, and the steps of a picture.
+        times: of the parts of a step, each measured alone, and of the link.
+        seconds: of a picture on one device.
+        denoiser_seconds: of the denoiser's calls in it.
         link: as measured or stated.
         phases: of the paper's mode, in thirds: serial, pipelined, serial.
         measured: seconds of a step in each of them on two ranks; empty without a second device.
-        computing: seconds that each rank's program computed in a serial step on two ranks, until
-            its last value left; None likewise.
     """
 
-    plan: Predicted
-    picture: Picture
+    subject: Subject
+    times: Times
+    seconds: float
+    denoiser_seconds: float
     link: devices.Link
     phases: tuple[Phase, ...]
     measured: Mapping[Phase, float]
-    computing: tuple[float, float] | None
-
-    @property
-    def times(self) -> Times:
-        """Of the parts of a step."""
-        return self.plan.times
-
-    @property
-    def predicted(self) -> Mapping[Phase, float]:
-        """Seconds of a step in each phase of the paper's mode, from the parts."""
-        kinds = dict.fromkeys(self.phases)
-        return {phase: runs.step_seconds("paper", phase, self.times) for phase in kinds}
 
 
 def profile(
@@ -96,9 +77,7 @@ def profile(
         UnsupportedPipelineError, CaptureError: the pipeline cannot run on two ranks.
         WorkerError: a process that was to help has failed.
     """
-    for what, value, least in (("steps", num_inference_steps, LEAST_STEPS), ("rounds", rounds, 1)):
-        if value < least:
-            raise ConfigError(f"{what}={value} must be at least {least}.")
+    check(link, num_inference_steps, rounds)
     call = {"num_inference_steps": num_inference_steps, **call}
     denoiser, _ = find_denoiser(pipe)
     device = device_of(denoiser)
@@ -108,27 +87,45 @@ def profile(
     tell(f"{over.rate / 1e6:.0f} MB/s on the link; tracing the denoiser")
     subject = of_call(pipe, seen, num_inference_steps, name or type(pipe).__name__)
     with one_thread(device):
-        picture = _one_device(pipe, device, rounds, call, tell)
-    tell(f"{picture.seconds:.2f} s on one device; each rank alone")
+        seconds, denoiser_seconds = _one_device(pipe, device, rounds, call, tell)
+    tell(f"{seconds:.2f} s on one device; each rank alone")
     parts, batched = alone.eager(denoiser, seen, subject.captured)
     samples = parts.samples(batched, rounds=2)
+    third = num_inference_steps // 3
+    two = optimize(pipe, mode="paper", tau1=third, k=third) if link == devices.HERE else None
     reports: list[RunReport] = []
-    # In turn, so that a machine which slows down slows prediction and measurement alike.
-    with closing(_turns(pipe, rounds, call, link, tell)) as turns:
-        for report in turns:
-            reports += [report] if report else []
+    with two or nullcontext():
+        if two is not None:
+            tell("two ranks, warming up")
+            make(pipe, call)
+        # In turn, so that a machine which slows down slows prediction and measurement alike.
+        for i in range(rounds):
+            if two is not None:
+                tell(f"two ranks, picture {i + 1} of {rounds}")
+                make(pipe, call)
+                reports.append(two.report)
             for taken, more in zip(samples, parts.samples(batched, 2, warm_up=1), strict=True):
                 taken += more
-    times = parts.times_of(samples, over, _own(reports) if reports else devices.OWN)
-    steps = reports[0].steps if reports else ()
+    times = parts.times(samples, over, _own(reports) if reports else devices.OWN)
+    pipelined = (*[Phase.PIPELINED] * (third - 1), Phase.DRAINED)
+    after = num_inference_steps - 2 * third
     return Profile(
-        plan=predict.of_subject(subject, times, over),
-        picture=picture,
+        subject=subject,
+        times=times,
+        seconds=seconds,
+        denoiser_seconds=denoiser_seconds,
         link=over,
-        phases=tuple(s.phase for s in steps) or _thirds(num_inference_steps),
+        phases=(*[Phase.SERIAL] * third, *pipelined, *[Phase.SERIAL] * after),
         measured=_by_phase(reports),
-        computing=_computing(reports) if reports else None,
     )
+
+
+def check(link: str, steps: int, rounds: int) -> None:
+    """Raise ConfigError for what `profile` does not take; arguments as there."""
+    check_least("steps", steps, LEAST_STEPS)
+    check_least("rounds", rounds, 1)
+    if link != devices.HERE:
+        devices.link(link)
 
 
 def _one_device(
@@ -137,32 +134,25 @@ def _one_device(
     rounds: int,
     call: Mapping[str, Any],
     tell: Callable[[str], None],
-) -> Picture:
-    """The median of some pictures after one that warms up."""
+) -> tuple[float, float]:
+    """Seconds of the median of some pictures after one that warms up, and of its denoiser calls."""
     denoiser, _ = find_denoiser(pipe)
-    made: list[Picture] = []
-    for i in range(1 + rounds):
-        tell(f"one device, picture {i} of {rounds}" if i else "one device, warming up")
-        seconds = 0.0
-        forward = denoiser.forward
+    marks: list[float] = []
 
-        def timed(*args: Any, forward: Callable[..., Any] = forward, **kwargs: Any) -> Any:
-            nonlocal seconds
-            begin = time.perf_counter()
-            out = forward(*args, **kwargs)
-            clock.synchronize(device)
-            seconds += time.perf_counter() - begin
-            return out
+    def mark(*_: Any) -> None:
+        clock.synchronize(device)
+        marks.append(time.perf_counter())
 
-        vars(denoiser)["forward"] = timed
-        try:
+    made: list[tuple[float, float]] = []
+    with denoiser.register_forward_pre_hook(mark), denoiser.register_forward_hook(mark):
+        for i in range(1 + rounds):
+            tell(f"one device, picture {i} of {rounds}" if i else "one device, warming up")
+            marks.clear()
             begin = time.perf_counter()
             make(pipe, call)
             clock.synchronize(device)
-            made.append(Picture(time.perf_counter() - begin, seconds))
-        finally:
-            del vars(denoiser)["forward"]
-    return sorted(made[1:], key=lambda p: p.seconds)[rounds // 2]
+            made.append((time.perf_counter() - begin, sum(marks[1::2]) - sum(marks[::2])))
+    return sorted(made[1:])[rounds // 2]
 
 
 def make(pipe: Any, call: Mapping[str, Any]) -> None:
@@ -170,33 +160,6 @@ def make(pipe: Any, call: Mapping[str, Any]) -> None:
     # An empty one makes both branches the same, which tells nobody their order.
     with torch.random.fork_rng():
         pipe(**with_prompt(pipe, call, "a photo"))
-
-
-def _turns(
-    pipe: Any, rounds: int, call: Mapping[str, Any], link: str, tell: Callable[[str], None]
-) -> Generator[RunReport | None]:
-    """Of each picture on two ranks, the paper's mode in thirds, after one that warms up.
-
-    None in each turn where the link is a stated one: nothing runs on two.
-    """
-    if link != devices.HERE:
-        yield from [None] * rounds
-        return
-    third = call["num_inference_steps"] // 3
-    with optimize(pipe, mode="paper", tau1=third, k=third) as model:
-        tell("two ranks, warming up")
-        make(model, call)
-        for i in range(rounds):
-            tell(f"two ranks, picture {i + 1} of {rounds}")
-            make(model, call)
-            yield model.report
-
-
-def _thirds(steps: int) -> tuple[Phase, ...]:
-    """As `_turns` would run them."""
-    third = steps // 3
-    pipelined = (*[Phase.PIPELINED] * (third - 1), Phase.DRAINED)
-    return (*[Phase.SERIAL] * third, *pipelined, *[Phase.SERIAL] * (steps - 2 * third))
 
 
 def _by_phase(reports: Sequence[RunReport]) -> dict[Phase, float]:
@@ -216,14 +179,3 @@ def _own(reports: Sequence[RunReport]) -> float:
                 delay = max(0.0, peer.begin - own.begin)
                 found.append(step.seconds - (own.end - own.begin) + delay)
     return max(0.0, median(found))
-
-
-def _computing(reports: Sequence[RunReport]) -> tuple[float, float]:
-    """Seconds that each rank computed in a serial step, while the other one did."""
-    found: tuple[list[float], list[float]] = ([], [])
-    for report in reports:
-        for rank, steps in enumerate(report.rank_steps):
-            for step, ran in zip(report.steps, steps, strict=True):
-                if step.phase is Phase.SERIAL:
-                    found[rank].append((ran.sent or ran.end) - ran.begin)
-    return median(found[0]), median(found[1])

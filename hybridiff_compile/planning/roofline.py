@@ -5,8 +5,7 @@ Nothing is run. Kernels of a data-sheet device are taken to reach fixed shares o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,28 +19,40 @@ from hybridiff_compile.planning.devices import COMPUTE, LAUNCH, MEMORY, Device
 _VIEWS = {"reshape", "contiguous", "flatten", "unflatten", "chunk", "split", "detach", "to"}
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a node does once.
+def kernel_seconds(
+    device: Device, flops: int, values: int, weights: int, *, wide: bool = False, batch: int = 1
+) -> float:
+    """How long a kernel takes.
 
-    Attributes:
+    Args:
+        device: that runs it.
         flops: by torch's formulas.
         values: bytes of activations that it reads and writes.
         weights: bytes of weights that it reads, whatever the batch.
         wide: whether it computes in 32 bits or more.
+        batch: how many times as many pictures as flops and values are of.
     """
+    compute = batch * flops / (COMPUTE * (device.flops32 if wide else device.flops))
+    memory = (batch * values + weights) / (MEMORY * device.memory_rate)
+    return max(compute, memory, LAUNCH)
 
-    flops: int
-    values: int
-    weights: int
-    wide: bool = False
 
-    def seconds(self, device: Device, batch: int = 1) -> float:
-        """How long it takes at `batch` times the batch that it was traced at."""
-        rate = device.flops32 if self.wide else device.flops
-        compute = batch * self.flops / (COMPUTE * rate)
-        memory = (batch * self.values + self.weights) / (MEMORY * device.memory_rate)
-        return max(compute, memory, LAUNCH)
+def seconds(module: fx.GraphModule, device: Device, batch: int = 1) -> dict[fx.Node, float]:
+    """How long each node takes that runs a kernel, by the FakeTensors that it carries.
+
+    Args:
+        module: the graph.
+        device: that runs it.
+        batch: how many times as many pictures as it was traced with.
+    """
+    flops, found = node_flops(module), {}
+    for node in (n for n in module.graph.nodes if not is_view(n)):
+        read = [(n, nbytes(n.meta["val"])) for n in node.all_input_nodes]
+        weights = sum(size for n, size in read if _is_weight(n))
+        values = sum(size for n, size in read if not _is_weight(n)) + nbytes(node.meta["val"])
+        wide, own = _is_wide(node.meta["val"]), flops.get(node, 0)
+        found[node] = kernel_seconds(device, own, values, weights, wide=wide, batch=batch)
+    return found
 
 
 def is_view(node: fx.Node) -> bool:
@@ -54,49 +65,24 @@ def is_view(node: fx.Node) -> bool:
     )
 
 
-def work(module: fx.GraphModule) -> dict[fx.Node, Work]:
-    """What each node does that runs a kernel, by the FakeTensors that it carries."""
-    flops = node_flops(module)
-    found = {}
-    for node in (n for n in module.graph.nodes if not is_view(n)):
-        read = [(n, nbytes(n.meta["val"])) for n in node.all_input_nodes]
-        weights = sum(size for n, size in read if _is_weight(n))
-        values = sum(size for n, size in read if not _is_weight(n)) + nbytes(node.meta["val"])
-        found[node] = Work(flops.get(node, 0), values, weights, _is_wide(node.meta["val"]))
-    return found
-
-
-def seconds(parts: Iterable[Work], device: Device, batch: int = 1) -> float:
-    """How long some nodes take one after the other."""
-    return sum(part.seconds(device, batch) for part in parts)
-
-
 def peak_bytes(module: fx.GraphModule) -> int:
     """The most bytes of activations that are alive at once, inputs included, weights not.
 
     A value lives until its last reader, and so does what it is a view of.
     """
+    position = {node: i for i, node in enumerate(module.graph.nodes)}
     base: dict[fx.Node, fx.Node] = {}
-    last: dict[fx.Node, fx.Node] = {}
-    for node in module.graph.nodes:
+    last: dict[fx.Node, int] = {}
+    for node, i in position.items():
         sources = [n for n in node.all_input_nodes if not _is_weight(n)]
         is_alias = bool(sources) and node.op != "output" and is_view(node)
         base[node] = base[sources[0]] if is_alias else node
-        last[base[node]] = node
-        for source in sources:
-            last[base[source]] = node
-    ends: Mapping[fx.Node, list[fx.Node]] = {n: [] for n in module.graph.nodes}
-    for owner, at in last.items():
-        ends[at].append(owner)
-    alive = peak = 0
-    for node in module.graph.nodes:
-        if base[node] is node and not _is_weight(node) and node.op != "output":
-            alive += nbytes(node.meta["val"])
-        peak = max(peak, alive)
-        alive -= sum(
-            nbytes(n.meta["val"]) for n in ends[node] if not _is_weight(n) and n.op != "output"
-        )
-    return peak
+        last |= {base[n]: i for n in (node, *sources)}
+    change = [0] * (len(position) + 1)
+    for node in (n for n in last if not _is_weight(n) and n.op != "output"):
+        change[position[node]] += nbytes(node.meta["val"])
+        change[last[node] + 1] -= nbytes(node.meta["val"])
+    return max(accumulate(change))
 
 
 def _is_wide(value: Any) -> bool:

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
-from hybridiff_compile.bench.figures import Mode
+from hybridiff_compile.bench.figures import Mode, PhaseName, Row
 from hybridiff_compile.config import Config, Controlled, Pinned, SwitchSettings
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.planning import solve
 from hybridiff_compile.planning.cuts import CutPlan
 from hybridiff_compile.planning.solve import Kind
-from hybridiff_compile.runtime.switching import phase_of, pinned_phase
+from hybridiff_compile.runtime.switching import counted, phase_of, pinned_phase
 
 #: The modes that a plan compares, beside one device.
 MODES: tuple[Mode, ...] = ("exact", "paper", "guided", "forecast", "hybrid", "asyncdiff")
+#: What steps are counted as, in the order of tables.
+KINDS: tuple[PhaseName, ...] = get_args(PhaseName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +76,17 @@ def phases(mode: Mode, family: SwitchSettings, steps: int, k: int | None = None)
     return [phase_of(i, tau1, settings) for i in range(steps)]
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """The longest chain of work in a step, in seconds.
+def chain(mode: Mode, phase: Phase, t: Times) -> dict[str, float]:
+    """The longest chain of work in a step of a phase of a mode, which the step waits for.
 
-    Attributes:
-        what: computes.
-        compute, transfer, own: of it, of the link behind it, of the driver around both.
+    Returns:
+        Seconds of what computes ("forward", "stage0" or "stage1"), of the "link" behind it, and of
+        the "driver" around both, in this order; nothing for an extrapolated step.
     """
-
-    what: str
-    compute: float
-    transfer: float = 0.0
-    own: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Of the step."""
-        return self.compute + self.transfer + self.own
-
-
-def chain(mode: Mode, phase: Phase, t: Times) -> Chain:
-    """What a step in a phase of a mode waits for."""
     if phase is Phase.FORECAST:
-        return Chain("nothing", 0.0)
+        return {}
     if mode == "asyncdiff" and phase is Phase.SERIAL:  # its warm-up is one device's batched call
-        return Chain("forward", t.both)
+        return {"forward": t.both, "link": 0.0, "driver": 0.0}
     if phase is Phase.SERIAL:  # each rank runs one branch, rank 1 sends its prediction
         ways = [("forward", t.branch[1], t.prediction), ("forward", t.branch[0], 0.0)]
     elif mode == "asyncdiff":  # each rank runs its stage on both branches, on stale features
@@ -110,59 +97,51 @@ def chain(mode: Mode, phase: Phase, t: Times) -> Chain:
     if phase is Phase.DRAINED:  # rank 1 alone works
         ways = ways[1:]
     what, compute, transfer = max(ways, key=lambda way: way[1] + way[2])
-    return Chain(what, compute, transfer, t.own)
+    return {what: compute, "link": transfer, "driver": t.own}
 
 
 def step_seconds(mode: Mode, phase: Phase, t: Times) -> float:
     """Seconds of a step in a phase of a mode."""
-    return chain(mode, phase, t).seconds
+    return sum(chain(mode, phase, t).values())
 
 
-def limited_by(mode: Mode, phase: Phase, t: Times) -> str:
-    """The longest chain of a step, and the share of the step that each link of it takes."""
-    of = chain(mode, phase, t)
-    shares = {of.what: of.compute, "link": of.transfer, "driver": of.own}
-    return ", ".join(f"{name} {seconds / of.seconds:.0%}" for name, seconds in shares.items())
+def limited_by(mode: Mode, phases: Sequence[Phase], t: Times) -> str:
+    """What the steps that take most of a run's time wait for, and the share of each part of it."""
+    counts = Counter(phases)
+    heaviest = max(counts, key=lambda phase: counts[phase] * step_seconds(mode, phase, t))
+    parts = chain(mode, heaviest, t)
+    total = sum(parts.values())
+    return ", ".join(f"{what} {seconds / total:.0%}" for what, seconds in parts.items())
 
 
-@dataclass(frozen=True, slots=True)
-class RunPlan:
-    """A mode's run.
+def row(
+    mode: Mode, phases: Sequence[Phase], t: Times, one: float, rest: float = 0.0, **what: Any
+) -> Row:
+    """A mode's run on two ranks, as a row of figures.
 
-    Attributes:
+    Args:
         mode: its name.
         phases: of its steps.
-        step_seconds: of a step in each of those phases.
-        seconds: of all steps; encoders, scheduler and VAE are not in it.
-        speedup: over one device.
-        sent: bytes, tensors and headers; of asyncdiff tensors only, within a few percent.
-        limited_by: what the steps that take most of the time wait for.
+        t: of the parts of a step.
+        one: seconds of it on one device.
+        rest: seconds of it beside its steps: encoders, scheduler and VAE.
+        what: further keys.
     """
-
-    mode: Mode
-    phases: tuple[Phase, ...]
-    step_seconds: Mapping[Phase, float]
-    seconds: float
-    speedup: float
-    sent: int
-    limited_by: str
-
-
-def run(mode: Mode, phases: Sequence[Phase], t: Times, sent: int) -> RunPlan:
-    """Add up a run, against one device that does as many steps."""
-    each = {phase: step_seconds(mode, phase, t) for phase in dict.fromkeys(phases)}
-    counts = Counter(phases)
-    seconds = sum(each[phase] * n for phase, n in counts.items())
-    heaviest = max(counts, key=lambda phase: each[phase] * counts[phase])
-    limit = limited_by(mode, heaviest, t)
-    return RunPlan(mode, tuple(phases), each, seconds, t.both * len(phases) / seconds, sent, limit)
-
-
-def ceiling(t: Times, phases: Sequence[Phase]) -> float:
-    """The speed-up of a run if nothing took time but the denoiser, evenly shared."""
-    branch = max(t.branch)
-    share = {Phase.SERIAL: 1.0, Phase.FORECAST: 0.0}
-    return t.both * len(phases) / sum(branch * share.get(phase, 0.5) for phase in phases)
+    counts, lie = Counter(phases), Counter(counted(phases))
+    each = {phase: step_seconds(mode, phase, t) for phase in counts}
+    seconds = rest + sum(each[phase] * n for phase, n in counts.items())
+    # A kind of several phases has the time of most of its steps.
+    most = {phase.kind: phase for phase, _ in reversed(counts.most_common())}
+    ms: Any = {kind: 1e3 * each[most[kind]] for kind in KINDS if kind in most}
+    return Row(
+        mode=mode,
+        ranks=2,
+        steps_by_phase={kind: lie[kind] for kind in KINDS},
+        predicted_step_ms_by_phase=ms,
+        predicted_seconds=seconds,
+        predicted_speedup=one / seconds,
+        **what,
+    )
 
 
 @dataclass(frozen=True, slots=True)

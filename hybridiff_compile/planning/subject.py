@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from hybridiff_compile.api import find_denoiser
 from hybridiff_compile.arguments import with_prompt
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.trace import Captured, capture
-from hybridiff_compile.config import TRANSFORMER_SWITCHING, UNET_SWITCHING, SwitchSettings
+from hybridiff_compile.config import SwitchSettings
 from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
 from hybridiff_compile.planning import fake_calls
 from hybridiff_compile.planning.architectures import Architecture
@@ -51,30 +51,10 @@ class Subject:
         return denoiser
 
     @property
-    def is_unet(self) -> bool:
-        """Whether the paper's constants for UNets are the ones."""
-        return self.family is UNET_SWITCHING
-
-    @property
     def picture(self) -> torch.Tensor:
-        """The noisy picture of one branch, a FakeTensor."""
+        """The noisy picture of one branch, a FakeTensor whose batch is B."""
         nodes = self.captured.program.graphs[0].graph.nodes
         return next(n.meta["val"] for n in nodes if n.name[:-2] == next(iter(self.captured.rows)))
-
-    @property
-    def batch(self) -> int:
-        """Pictures of one branch, B."""
-        return self.picture.shape[0]
-
-    @property
-    def dtype(self) -> str:
-        """Of the noisy picture, in a word."""
-        return str(self.picture.dtype).removeprefix("torch.")
-
-    def what(self) -> dict[str, Any]:
-        """Keys that rows of figures about it have in common."""
-        size = {"steps": self.steps, "height": self.height, "width": self.width}
-        return {"model": self.name, **size, "batch": self.batch, "dtype": self.dtype}
 
     @property
     def changing(self) -> tuple[str, ...]:
@@ -82,6 +62,12 @@ class Subject:
         inputs = self.captured.program.contracts[0].inputs
         picture = next(iter(self.captured.rows))
         return tuple(n for n in inputs if n[:-2] == picture or n.startswith("timestep"))
+
+    def what(self) -> dict[str, Any]:
+        """Keys that rows of figures about it have in common."""
+        size = {"steps": self.steps, "height": self.height, "width": self.width}
+        dtype = str(self.picture.dtype).removeprefix("torch.")
+        return {"model": self.name, **size, "batch": self.picture.shape[0], "dtype": dtype}
 
 
 def of_architecture(found: Architecture, images: int, steps: int) -> Subject:
@@ -93,12 +79,13 @@ def of_architecture(found: Architecture, images: int, steps: int) -> Subject:
         steps: of a run.
 
     Raises:
+        ConfigError: diffusers cannot make a denoiser of its config.
         CaptureError: it cannot be traced.
     """
     return Subject(
         name=found.name,
-        captured=fake_calls.traced(found, images),
-        family=family(str(found.config["_class_name"])),
+        captured=capture(*fake_calls.denoiser_and_call(found, images), None),
+        family=found.family,
         height=found.height,
         width=found.width,
         frames=found.frames,
@@ -131,10 +118,6 @@ def of_call(pipe: Any, seen: DenoiserCall, steps: int, name: str) -> Subject:
 class _Seen(BaseException):
     """Ends a pipeline's call at its denoiser's first one; no pipeline catches it by mistake."""
 
-    def __init__(self, call: DenoiserCall) -> None:
-        super().__init__()
-        self.call = call
-
 
 def first_call(pipe: Any, call: Mapping[str, Any]) -> DenoiserCall:
     """The first call of its denoiser that a pipeline makes, which then ends.
@@ -149,35 +132,30 @@ def first_call(pipe: Any, call: Mapping[str, Any]) -> DenoiserCall:
     """
     denoiser, _ = find_denoiser(pipe)
     parameters = tuple(inspect.signature(denoiser.forward).parameters)
+    seen: list[DenoiserCall] = []
 
-    def forward(*args: Any, **kwargs: Any) -> None:
-        raise _Seen(DenoiserCall.of(parameters, args, kwargs))
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(DenoiserCall.of(parameters, args, kwargs))
+        raise _Seen
 
     hidden = dict(getattr(pipe, "_progress_bar_config", None) or {})
     pipe.set_progress_bar_config(**{**hidden, "disable": True})
-    vars(denoiser)["forward"] = forward
+    hook = denoiser.register_forward_pre_hook(see, with_kwargs=True)
     try:
         with torch.random.fork_rng(devices=[]):
             pipe(**with_prompt(pipe, call, ""))
-    except _Seen as seen:
-        return _guided(seen.call)
+    except _Seen:
+        pass
     except (TypeError, ValueError) as e:
         raise ConfigError(f"{type(pipe).__name__} refuses this call: {e}") from e
     finally:
-        del vars(denoiser)["forward"]
+        hook.remove()
         pipe.set_progress_bar_config(**hidden)
-    raise UnsupportedPipelineError("the pipeline made a picture without calling its denoiser.")
-
-
-def _guided(call: DenoiserCall) -> DenoiserCall:
-    if not call.is_doubled():
+    if not seen:
+        raise UnsupportedPipelineError("the pipeline made a picture without calling its denoiser.")
+    if not seen[0].is_doubled():
         raise UnsupportedPipelineError(
             "the pipeline's denoiser call is no [uncond, cond] batch: pass guidance_scale > 1, or "
             "plan by the name of its architecture."
         )
-    return call
-
-
-def family(name: str) -> SwitchSettings:
-    """The paper's constants for a denoiser of that class."""
-    return UNET_SWITCHING if name.startswith("UNet") else TRANSFORMER_SWITCHING
+    return seen[0]

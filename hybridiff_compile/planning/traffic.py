@@ -21,30 +21,6 @@ def link_bytes(program: StepProgram, rank: int) -> int:
     return sum(nbytes(value) for value in _sent(program.graphs[rank], stamps=False))
 
 
-def cut_bytes(programs: Programs) -> int:
-    """Bytes of the crossing tensors of one branch, as packed; 0 where nothing is pipelined."""
-    for phase in (Phase.PIPELINED, Phase.GUIDED_C):
-        if phase in programs:
-            return link_bytes(programs[phase], 0)
-    return 0
-
-
-def step_bytes(programs: Programs, phase: Phase, fed: Collection[str] = ()) -> int:
-    """Tensors that cross in a step: between the programs, and what the driver feeds rank 1.
-
-    Args:
-        programs: guarded, by phase.
-        phase: of the step.
-        fed: names of rank 1's inputs and state that the driver sends before it.
-    """
-    if phase not in programs:  # an extrapolated step
-        return 0
-    return (
-        sum(link_bytes(programs[phase], rank) for rank in range(2))
-        + _layout(programs[phase], fed).nbytes
-    )
-
-
 def fed_in(
     programs: Programs, phases: Sequence[Phase], changing: Collection[str]
 ) -> list[list[str]]:
@@ -104,7 +80,8 @@ def batched_bytes(programs: Programs, phases: Sequence[Phase]) -> int:
         programs: of the paper's mode, which are of one branch.
         phases: of the steps.
     """
-    cut, prediction = cut_bytes(programs), link_bytes(programs[Phase.SERIAL], 1)
+    cut = link_bytes(programs[Phase.PIPELINED], 0)
+    prediction = link_bytes(programs[Phase.SERIAL], 1)
     count = sum(phase is Phase.PIPELINED for phase in phases)
     return 2 * ((count + 1) * cut + count * prediction)  # the first cut fills the pipeline
 

@@ -41,7 +41,7 @@ def test_times_are_of_what_was_run_and_of_the_stated_link(alone: Alone) -> None:
     assert (alone.cut_bytes, alone.prediction_bytes) == (4096, 4 * 8 * 8 * 4)
     link = Link("stated", rate=1e3, latency=2.0)
     with torch.no_grad():
-        t = alone.times(lambda: time.sleep(0.05), link, own=0.25, rounds=3)
+        t = alone.times(alone.samples(lambda: time.sleep(0.05), rounds=3), link, own=0.25)
     assert (t.cut, t.prediction, t.own) == (2 + 4.096, 2 + 1.024, 0.25)
     assert t.both >= 0.05
     assert min(*t.branch, *t.stages) > 0
@@ -53,20 +53,22 @@ def test_samples_are_by_part_and_their_medians_are_the_times(alone: Alone) -> No
     assert [len(part) for part in taken] == [2] * 5
     assert min(taken[0]) >= 0.05
     made_up = [[6.0, 9.0, 8.0], [4.0] * 3, [5.0, 5.0, 1.0], [2.0, 1.0, 9.0], [3.0] * 3]
-    t = alone.times_of(made_up, Link("stated", rate=1e3, latency=2.0), own=0.25)
+    t = alone.times(made_up, Link("stated", rate=1e3, latency=2.0), own=0.25)
     assert (t.both, t.branch, t.stages, t.own) == (8.0, (4.0, 5.0), (2.0, 3.0), 0.25)
 
 
 def test_calls_take_turns_after_warming_up() -> None:
     order: list[str] = []
-    clock.medians([lambda: order.append("a"), lambda: order.append("b")], CPU, rounds=2)
+    clock.samples([lambda: order.append("a"), lambda: order.append("b")], CPU, rounds=2)
     assert "".join(order) == "aaa" + "bbb" + "abab"
 
 
-def test_the_median_counts() -> None:
+def test_each_round_is_clocked_by_itself() -> None:
     naps = iter([0, 0, 0, 0.2, 0.02, 0])
-    (found,) = clock.medians([lambda: time.sleep(next(naps))], CPU, rounds=3)
-    assert 0.02 <= found < 0.2
+    ((first, second, third),) = clock.samples([lambda: time.sleep(next(naps))], CPU, rounds=3)
+    assert first >= 0.2
+    assert second >= 0.02
+    assert third < 0.02
 
 
 def test_a_measured_link_has_a_rate_and_a_latency() -> None:

@@ -67,7 +67,7 @@ def test_making_a_model_leaves_no_dtype_behind() -> None:
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("sd4", {}, "model='sd4' is not known; choose one of sdxl, sd15,"),
+        ("sd4", {}, "model='sd4' is unknown; choose one of sdxl, sd15,"),
         ("sdxl", {"height": 1020}, "height=1020 is no positive multiple of 8 pixels"),
         ("sdxl", {"width": -8}, "width=-8 is no positive multiple"),
         ("sdxl", {"height": 0}, "height=0 is no positive multiple of 8"),

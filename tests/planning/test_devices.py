@@ -20,11 +20,11 @@ def test_link_takes_its_latency_and_its_bytes():
     [
         (
             lambda: devices.device("gtx1080"),
-            r"device='gtx1080' is not known; choose one of rtx3090",
+            r"device='gtx1080' is unknown; choose one of rtx3090",
         ),
         (
             lambda: devices.link("usb"),
-            r"link='usb' is not known; choose one of pcie3, pcie4, nvlink",
+            r"link='usb' is unknown; choose one of pcie3, pcie4, nvlink",
         ),
         (lambda: devices.link("here"), "ask for device='here' too"),
     ],

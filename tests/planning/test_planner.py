@@ -16,8 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hybridiff_compile
 from hybridiff_compile.bench import models
 from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
-from hybridiff_compile.ir import Phase
-from hybridiff_compile.planning import architectures, devices, predict, report
+from hybridiff_compile.planning import architectures, devices, fidelity, predict
 from hybridiff_compile.planning.devices import Device
 from hybridiff_compile.planning.report import Plan
 from tests import pipelines
@@ -52,38 +51,19 @@ def test_flops_are_those_that_torch_counts_while_the_model_runs() -> None:
 
 
 def test_stages_share_the_denoiser(small: Plan) -> None:
-    assert small.flops <= sum(s.flops for s in small.stages) <= 1.02 * small.flops
-    assert small.weights <= sum(s.weights for s in small.stages) <= 1.1 * small.weights
-    assert small.times.branch[0] <= sum(s.seconds for s in small.stages)
-
-
-def test_the_phases_of_a_step_send_what_their_programs_say(small: Plan) -> None:
-    cut, prediction = small.cuts[small.chosen].crossing, small.subject.picture.nbytes
-    sent = small.step_bytes
-    time = 64  # a scalar of int64, fed in a buffer of aligned tensors
-    assert sent[Phase.SERIAL] == 2 * prediction + time
-    assert sent[Phase.PIPELINED] == cut + prediction + time
-    assert sent[Phase.DRAINED] == prediction + time
+    assert small.times.branch[0] <= sum(small.times.stages) <= 1.1 * small.times.branch[0]
+    assert min(small.times.stages) > 0.4 * small.times.branch[0]
 
 
 def test_a_picture_of_the_papers_sends_few_bytes(papers: Plan) -> None:
     most = {"sdxl": 0.27e9, "sd3-medium": 0.13e9}[papers.subject.name]
-    run = next(r for r in papers.runs if r.mode == "paper")
-    switched = run.phases.count(Phase.PIPELINED) + run.phases.count(Phase.DRAINED)
-    assert (len(run.phases), switched) == (50, 5)
-    assert run.sent is not None
-    assert 5 * papers.cuts[papers.chosen].crossing < 1.2 * run.sent < 1.2 * most
-
-
-def test_the_cut_is_no_worse_than_the_split_by_hand(papers: Plan) -> None:
-    ours, theirs = papers.cuts[papers.chosen], papers.reference
-    assert theirs is not None
-    assert max(ours.cost) <= max(theirs.cost)
-    assert ours.crossing <= theirs.sent
+    row = next(r for r in papers.rows if r.mode == "paper")
+    assert row.steps_by_phase == {"serial": 45, "pipelined": 5, "forecast": 0}
+    assert 5 * papers.cuts[papers.chosen].crossing < 1.2 * (row.bytes_sent or 0) < 1.2 * most
 
 
 def test_the_paper_is_beside_its_own_setting_only(papers: Plan) -> None:
-    shown = report.text(papers)
+    shown = str(papers)
     assert "paper s" in shown
     assert {"sdxl": "16.49", "sd3-medium": "19.36"}[papers.subject.name] in shown
 
@@ -96,17 +76,20 @@ def test_frontier_is_from_balance_to_few_bytes(papers: Plan) -> None:
 
 
 @pytest.mark.slow
-def test_faster_links_and_devices_are_seen(small: Plan) -> None:
+def test_faster_links_and_devices_are_seen() -> None:
+    # So many pictures that kernels outlast their launches.
+    many = hybridiff_compile.plan("tiny-sdxl", num_inference_steps=20, images=64)
+
     def seconds(device: str, link: str) -> dict[str, float]:
         on, over = devices.device(device), devices.link(link)
-        found = predict.of_subject(small.subject, on, over)
-        return {run.mode: run.seconds for run in found.runs}
+        found = predict.of_subject(many.subject, on, over)
+        return {row.mode: row.predicted_seconds or 0 for row in found.rows}
 
     slow, linked = seconds("rtx3090", "pcie3"), seconds("rtx3090", "nvlink")
     fast = seconds("h200", "nvlink")
     wide = Device("wide", flops=1e15, flops32=1e12, memory_rate=1e13, memory=1e10)
-    found = predict.of_subject(small.subject, wide, devices.link("nvlink"))  # in float32
-    assert found.times.both > 2 * small.flops / 1e12
+    found = predict.of_subject(many.subject, wide, devices.link("nvlink"))  # in float32
+    assert found.times.both > 2 * many.flops / 1e12
     for mode in ("exact", "paper", "guided"):
         assert fast[mode] < linked[mode] < slow[mode]
 
@@ -115,8 +98,8 @@ def test_faster_links_and_devices_are_seen(small: Plan) -> None:
     ("asked", "message"),
     [
         ({"gpus": 3}, "gpus=3: the passes make programs for 2 devices"),
-        ({"device": "tpu"}, "device='tpu' is not known; choose one of rtx3090"),
-        ({"link": "usb"}, "link='usb' is not known; choose one of pcie3"),
+        ({"device": "tpu"}, "device='tpu' is unknown; choose one of rtx3090"),
+        ({"link": "usb"}, "link='usb' is unknown; choose one of pcie3"),
         ({"gpus": 2.0}, "gpus=2.0: the passes make programs for 2 devices"),
         ({"images": 0}, "images=0 must be a whole number, at least 1"),
         ({"images": True}, "images=True must be a whole number, at least 1"),
@@ -126,14 +109,14 @@ def test_faster_links_and_devices_are_seen(small: Plan) -> None:
         ({"height": "big"}, "height='big' must be a whole number, at least 1"),
         ({"width": 64.0}, "width=64.0 must be a whole number, at least 1"),
         ({"frames": "a"}, "frames='a' must be a whole number, at least 1"),
-        ({"figures": 5}, "figures=5 is no path"),
-        ({"psnr_db": "40"}, "psnr_db='40' must be a number above 0"),
+        ({"figures": 5}, "figures=5 is not a path"),
+        ({"psnr_db": "40"}, "psnr_db='40' must be above 0"),
         ({"k": 60}, "k=60"),
-        ({"hieght": 64}, "hieght: StableDiffusion3Pipeline takes no such keyword"),
-        ({"frames": 5}, "num_frames: StableDiffusion3Pipeline takes no such keyword"),
+        ({"hieght": 64}, "hieght=64: StableDiffusion3Pipeline takes no such keyword"),
+        ({"frames": 5}, "num_frames=5: StableDiffusion3Pipeline takes no such keyword"),
         ({"height": 63}, "StableDiffusion3Pipeline refuses this call: .height."),
         ({"figures": "none.json"}, "none.json"),
-        ({"psnr_db": float("nan")}, "psnr_db=nan must be a number above 0"),
+        ({"psnr_db": float("nan")}, "psnr_db=nan must be above 0"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(asked: dict[str, Any], message: str) -> None:
@@ -149,14 +132,16 @@ def test_what_is_no_pipeline_is_refused() -> None:
 
 
 def test_settings_of_an_architecture_are_refused_before_it_is_traced(tmp_path: Path) -> None:
+    told: list[str] = []
+
     def refused(of: Any, message: str, **asked: Any) -> None:
         with pytest.raises(ConfigError, match=message):
-            hybridiff_compile.plan(of, **asked)
+            hybridiff_compile.plan(of, tell=told.append, **asked)
 
-    refused("sdxl", "hieght: a plan without weights takes no such keyword", hieght=512)
+    refused("sdxl", "hieght=512: a plan without weights takes no such keyword", hieght=512)
     refused("sdxl", "k=60", k=60)
     config = {"_class_name": "UNet2DConditionModel"}
-    refused(config, "sample_size=None in the config: pass height and width")
+    refused(config, "sample_size=None in the config is no size.*: pass height and width")
     refused({**config, "sample_size": "big"}, "sample_size='big' in the config is no size")
     refused({"_class_name": ["x"]}, r"_class_name=\['x'\] is no denoiser")
     refused("nope", "'nope' is neither a file nor a folder nor a model; choose one of .*tiny-sd3")
@@ -165,6 +150,8 @@ def test_settings_of_an_architecture_are_refused_before_it_is_traced(tmp_path: P
     broken = {"_class_name": "SD3Transformer2DModel", "num_layers": "x"}
     refused(broken, "SD3Transformer2DModel cannot be made of this config")
     refused(str(tmp_path), "cannot be read as a config")
+    refused("sdxl", "no row of sdxl in a mode that switches", figures=fidelity.MEASURED[0])
+    assert told == ["tracing config"]  # of the broken one, which diffusers refused
 
 
 def test_a_config_may_leave_defaults_out_and_lie_in_a_pipelines_folder(tmp_path: Path) -> None:
@@ -229,8 +216,9 @@ def test_every_kind_of_transformer_is_traced_cut_and_linked(name: str) -> None:
     crossing = found.cuts[found.chosen].crossing
     assert 0 < crossing < 20 * found.subject.picture.nbytes + 10**7
     both = 2 if name == "pixart-sigma" else 1  # which predicts the variance, too
-    assert found.prediction == both * found.subject.picture.nbytes
-    assert f"sends both branches, {2 * (crossing + found.prediction) / 1e6:.2f} MB" in str(found)
-    run = {r.mode: r for r in found.runs}
-    assert run["exact"].seconds < found.times.both * 50
-    assert found.step_bytes[Phase.PIPELINED] > found.step_bytes[Phase.SERIAL]
+    prediction = both * found.subject.picture.nbytes
+    row = {r.mode: r for r in found.rows}
+    sent = {mode: r.bytes_sent or 0 for mode, r in row.items()}
+    assert sent["asyncdiff"] == 2 * (50 * crossing + 49 * prediction)
+    assert (row["exact"].predicted_seconds or 0) < found.times.both * 50
+    assert sent["paper"] > sent["exact"]

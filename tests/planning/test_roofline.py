@@ -5,7 +5,7 @@ from torch import Tensor, fx, nn
 from hybridiff_compile.passes.balance import node_flops
 from hybridiff_compile.planning import roofline
 from hybridiff_compile.planning.devices import COMPUTE, LAUNCH, MEMORY, Device
-from hybridiff_compile.planning.roofline import Work
+from hybridiff_compile.planning.roofline import kernel_seconds
 from tests import toy
 from tests.passes.test_balance import exported
 
@@ -14,20 +14,18 @@ DEVICE = Device(
 )
 
 
-def test_a_node_takes_its_flops_or_its_bytes_or_a_launch():
-    assert Work(flops=10**9, values=0, weights=0).seconds(DEVICE) == pytest.approx(1e-3)
-    assert Work(flops=0, values=3 * 10**6, weights=10**6).seconds(DEVICE) == pytest.approx(4e-3)
-    assert Work(flops=1, values=1, weights=1).seconds(DEVICE) == LAUNCH
+def test_a_kernel_takes_its_flops_or_its_bytes_or_a_launch():
+    assert kernel_seconds(DEVICE, 10**9, 0, 0) == pytest.approx(1e-3)
+    assert kernel_seconds(DEVICE, 0, 3 * 10**6, 10**6) == pytest.approx(4e-3)
+    assert kernel_seconds(DEVICE, 1, 1, 1) == LAUNCH
 
 
 def test_what_computes_in_32_bits_has_the_rate_of_32_bits():
-    assert Work(10**9, 0, 0, wide=True).seconds(DEVICE) == pytest.approx(1e-2)
+    assert kernel_seconds(DEVICE, 10**9, 0, 0, wide=True) == pytest.approx(1e-2)
 
 
 def test_a_batch_reads_the_weights_once():
-    work = Work(flops=10**6, values=10**6, weights=10**6)
-    assert work.seconds(DEVICE, batch=2) == pytest.approx(3e-3)
-    assert roofline.seconds([work, work], DEVICE) == pytest.approx(4e-3)
+    assert kernel_seconds(DEVICE, 10**6, 10**6, 10**6, batch=2) == pytest.approx(3e-3)
 
 
 class Two(nn.Module):
@@ -45,22 +43,31 @@ def two() -> fx.GraphModule:
     return exported(toy.seeded(Two), torch.randn(1, 4, 16), torch.tensor(2.0))
 
 
-def test_only_what_runs_a_kernel_works(two):
-    found = {n.name: w for n, w in roofline.work(two).items()}
+#: So slow that flops count, or bytes, and no launch does.
+BY_FLOPS = Device("flops", flops=1, flops32=0.5, memory_rate=1e30, memory=1)
+BY_BYTES = Device("bytes", flops=1e30, flops32=1e30, memory_rate=1, memory=1)
+
+
+def by_name(module: fx.GraphModule, device: Device, batch: int = 1) -> dict[str, float]:
+    return {n.name: s for n, s in roofline.seconds(module, device, batch).items()}
+
+
+def test_only_what_runs_a_kernel_takes_time(two):
+    size, weights = 4 * 16 * 4, 16 * 16 * 4
+    found = by_name(two, BY_BYTES)
     assert list(found) == ["linear", "mul", "sin"]
-    size = 4 * 16 * 4
-    assert found["linear"] == Work(2 * 4 * 16 * 16, 2 * size, 16 * 16 * 4, wide=True)
-    assert found["mul"] == Work(0, 2 * size + 4, 0, wide=True)  # and the timestep
-    assert found["sin"] == Work(0, 2 * size, 0, wide=True)
+    bytes_moved = {"linear": 2 * size + weights, "mul": 2 * size + 4, "sin": 2 * size}
+    assert found == pytest.approx({n: b / MEMORY for n, b in bytes_moved.items()})
+    twice = {"linear": 4 * size + weights, "mul": 4 * size + 8, "sin": 4 * size}
+    assert by_name(two, BY_BYTES, 2) == pytest.approx({n: b / MEMORY for n, b in twice.items()})
 
 
-def test_what_computes_in_16_bits_is_not_wide():
+def test_flops_are_those_of_torch_at_the_rate_of_the_dtype(two):
+    assert sum(node_flops(two).values()) == 2 * 4 * 16 * 16
+    wide = {"linear": 2 * 4 * 16 * 16 / (COMPUTE * 0.5), "mul": LAUNCH, "sin": LAUNCH}
+    assert by_name(two, BY_FLOPS) == pytest.approx(wide)
     half = exported(toy.seeded(Two).half(), torch.randn(1, 4, 16).half(), torch.tensor(2.0).half())
-    assert {w.wide for w in roofline.work(half).values()} == {False}
-
-
-def test_flops_are_those_of_torch(two):
-    assert sum(w.flops for w in roofline.work(two).values()) == sum(node_flops(two).values()) > 0
+    assert by_name(half, BY_FLOPS)["linear"] == pytest.approx(2 * 4 * 16 * 16 / COMPUTE)
 
 
 def test_peak_counts_what_is_alive_and_views_once(two):

@@ -79,16 +79,22 @@ def test_steps_that_do_not_fit_are_refused():
 
 def test_a_run_adds_up_its_steps():
     phases = [Phase.SERIAL] * 3 + [Phase.PIPELINED, Phase.DRAINED]
-    run = runs.run("paper", phases, T, sent=7)
+    row = runs.row("paper", phases, T, T.both * 5, bytes_sent=7, command="plan", model="x")
     expected = 3 * step(Phase.SERIAL) + step(Phase.PIPELINED) + step(Phase.DRAINED)
-    assert run.seconds == pytest.approx(expected)
-    assert run.speedup == pytest.approx(T.both * 5 / expected)
-    assert (run.sent, set(run.step_seconds)) == (7, set(phases))
+    assert row.predicted_seconds == pytest.approx(expected)
+    assert row.predicted_speedup == pytest.approx(T.both * 5 / expected)
+    assert (row.bytes_sent, row.ranks) == (7, 2)
+    assert row.steps_by_phase == {"serial": 3, "pipelined": 2, "forecast": 0}
 
 
 def test_asyncdiff_warms_up_as_one_device():
-    run = runs.run("asyncdiff", [Phase.SERIAL, Phase.PIPELINED], T, 0)
-    assert run.seconds == pytest.approx(T.both + step(Phase.PIPELINED, mode="asyncdiff"))
+    phases = [Phase.SERIAL, Phase.PIPELINED]
+    row = runs.row("asyncdiff", phases, T, 2 * T.both, rest=1.0, command="plan", model="x")
+    pipelined = step(Phase.PIPELINED, mode="asyncdiff")
+    assert row.predicted_seconds == pytest.approx(1.0 + T.both + pipelined)
+    assert row.predicted_step_ms_by_phase == pytest.approx(
+        {"serial": 1e3 * T.both, "pipelined": 1e3 * pipelined}
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,17 +121,11 @@ def test_asyncdiff_warms_up_as_one_device():
     ],
 )
 def test_what_a_step_waits_for(mode, phase, times, limit):
-    assert runs.limited_by(mode, phase, times) == limit
-
-
-def test_ceiling_has_even_stages_and_a_free_link():
-    phases = [Phase.SERIAL] * 4 + [Phase.PIPELINED, Phase.FORECAST]
-    assert runs.ceiling(T, phases) == pytest.approx(T.both * 6 / (10.5 * 4.5))
-    assert runs.ceiling(T, phases[:4]) == pytest.approx(T.both / 10.5)
+    assert runs.limited_by(mode, [phase], times) == limit
 
 
 def cut(*cycles: float) -> CutPlan:
-    return CutPlan("x", (1, 1), 1, (1.0, 1.0), (cycles[0], cycles[1]))
+    return CutPlan("x", (1, 1), 1, (cycles[0], cycles[1]))
 
 
 def test_recommended_settings_are_what_optimize_takes():

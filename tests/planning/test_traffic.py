@@ -88,14 +88,14 @@ def test_embeddings_are_fed_once_and_the_cut_when_the_pipeline_begins() -> None:
     ]
 
 
-def test_bytes_of_a_step_are_its_links_and_what_is_fed() -> None:
+def test_bytes_of_a_step_are_those_of_its_links() -> None:
     prediction, cut = 4 * 8 * 8 * 4, 2 * 8 * 8 * 8 * 4
-    assert traffic.cut_bytes(PAPER) == cut
-    assert traffic.step_bytes(PAPER, Phase.SERIAL) == prediction
-    assert traffic.step_bytes(PAPER, Phase.PIPELINED) == prediction + cut
-    assert traffic.step_bytes(PAPER, Phase.DRAINED) == prediction
-    assert traffic.step_bytes(PAPER, Phase.SERIAL, ["sample_c"]) == 2 * prediction
-    assert traffic.step_bytes(PAPER, Phase.FORECAST) == 0
+    both = {phase: [traffic.link_bytes(PAPER[phase], rank) for rank in range(2)] for phase in PAPER}
+    assert both == {
+        Phase.SERIAL: [0, prediction],
+        Phase.PIPELINED: [cut, prediction],
+        Phase.DRAINED: [0, prediction],
+    }
 
 
 def test_an_extrapolated_step_sends_nothing() -> None:
@@ -105,4 +105,3 @@ def test_an_extrapolated_step_sends_nothing() -> None:
     two = traffic.picture_bytes(exact, [s, s], CHANGING)
     assert traffic.picture_bytes(exact, [s, f, s], CHANGING) == two
     assert traffic.picture_bytes(exact, [s], CHANGING) < two
-    assert traffic.cut_bytes(exact) == 0
