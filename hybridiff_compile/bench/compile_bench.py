@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -239,21 +238,18 @@ def _row(job: Job, runs: int, tell: Callable[[str], None], start: Start) -> Row:
 def draw(path: Path, rows: Sequence[Row]) -> None:
     """Write one PNG: for each model, a line of bars for each row.
 
-    Seconds have one log axis for all models, so that their bars can be compared; a log axis has no
-    zero, so its bars start at a power of ten and each bears its figure. Steps have a linear axis
-    from zero for each model.
+    Seconds have one log axis for all models, steps a linear axis from zero for each.
     """
-    limits = decades([bar.value for row in rows for bar in _bars(_ready(row), READY)])
     panels = []
     for name, group in groupby(rows, key=lambda row: row.model):
         of = list(group)
         words = "seconds until all ranks are ready (log axis)"
-        left = charts.Side(words, [_bars(_ready(row), READY) for row in of], limits)
+        left = charts.Side(words, [_bars(_ready(row), READY) for row in of], is_log=True)
         steps = [_bars(row.step_ms_by_phase or {}, STEP) for row in of]
         right = charts.Side("a steady step, ms (median)", steps)
         labels = [label(r.mode, r.backend, r.scope) for r in of]
         panels.append(charts.Panel(name, labels, [left, right]))
-    charts.draw(path, panels, dict((*READY.values(), *STEP.values())))
+    charts.bars(path, panels, dict((*READY.values(), *STEP.values())))
 
 
 def _ready(row: Row) -> dict[str, float | None]:
@@ -266,10 +262,3 @@ def _bars(
     """A bar for each of what was measured, in the order of the kinds."""
     found = [(values.get(key), colour) for key, (_, colour) in kinds.items()]
     return [Bar(v, c, f"{v:.1f}" if v >= 1 else f"{v:.2f}") for v, c in found if v]
-
-
-def decades(values: Sequence[float]) -> tuple[float, float]:
-    """Limits of a log axis: from a power of ten below the least value to room beyond the most."""
-    if not values:
-        return 0.1, 10.0
-    return 10.0 ** math.floor(math.log10(min(values) / 1.5)), max(values) * 3

@@ -10,13 +10,12 @@ from statistics import median
 from rich.console import Console
 
 from hybridiff_compile.bench import (
+    charts,
     command,
     estimate,
     figures,
     models,
-    plots,
     scenes,
-    sheet,
     summary,
     tables,
 )
@@ -114,11 +113,11 @@ def run(demo: Demo, console: Console) -> list[figures.Row]:
                 if demo.json is not None:
                     figures.write(demo.json, rows, where)
         tables.close(folder / "table.md", rows, LAYOUT, where, console, demo.thinned)
-        plots.step_by_step(folder / "steps.png", [trace(name, of) for name, of in made.items()])
+        charts.step_by_step(folder / "steps.png", [trace(name, of) for name, of in made.items()])
         drawn = {name: _shown(captions, made[name]) for name in demo.names if name in DRAWING}
         if drawn:
             path = folder / "pictures.png"
-            sheet.pictures_side_by_side(path, captions[:SHOWN_PROMPTS], drawn, SHEET_NOTE)
+            charts.pictures_side_by_side(path, captions[:SHOWN_PROMPTS], drawn, SHEET_NOTE)
     console.print(f"\n{closing(rows)}", soft_wrap=True, highlight=False)
     return rows
 
@@ -172,13 +171,13 @@ def _times(speedup: float | None) -> str:
     return f"{speedup:.2f} times as fast" if speedup >= 1 else f"{1 / speedup:.2f} times as slow"
 
 
-def _shown(captions: Sequence[str], made: MadeByMode) -> dict[str, list[sheet.Shown]]:
+def _shown(captions: Sequence[str], made: MadeByMode) -> dict[str, list[charts.Shown]]:
     is_right = summary.judge_of(captions)
 
-    def shown(index: int, of: Made, reference: Made) -> sheet.Shown:
+    def shown(index: int, of: Made, reference: Made) -> charts.Shown:
         verdict = "right" if is_right(index, of) else "wrong"
         db = psnr_db(of.pictures, reference.pictures)
-        return sheet.Shown(of.pictures[0], f"{db:.0f} dB, {verdict}")
+        return charts.Shown(of.pictures[0], f"{db:.0f} dB, {verdict}")
 
     pairs = {
         label: list(zip(made[mode], made[summary.REFERENCE], strict=True))[:SHOWN_PROMPTS]
@@ -190,7 +189,7 @@ def _shown(captions: Sequence[str], made: MadeByMode) -> dict[str, list[sheet.Sh
     }
 
 
-def trace(name: str, made: MadeByMode) -> plots.Trace:
+def trace(name: str, made: MadeByMode) -> charts.Trace:
     """What happened step by step: discrepancies of the exact run, times of the paper's run."""
     shown = summary.typical(made["paper"])
     report = shown.report
@@ -198,7 +197,7 @@ def trace(name: str, made: MadeByMode) -> plots.Trace:
     alike = [m for m in made["paper"] if m.report and report and m.report.tau1 == report.tau1]
     times = zip(*(m.step_seconds for m in alike), strict=True)
     exact = [m.report.steps for m in made["exact"] if m.report is not None]
-    return plots.Trace(
+    return charts.Trace(
         model=name,
         discrepancies=[
             [s.discrepancy for s in steps if s.discrepancy is not None] for steps in exact

@@ -206,10 +206,10 @@ def draw(path: Path, rows: Sequence[Row], where: Environment) -> None:
             for r in of
         ]
         words = "seconds of a picture (median; line: 90th percentile)"
-        side = charts.Side(words, bars, room=1.35)
+        side = charts.Side(words, bars)
         labels = [label(r.mode, r.backend) for r in of]
         panels.append(charts.Panel(f"{name}, {of[0].steps} steps", labels, [side]))
-    charts.draw(path, panels, note=tables.header(where))
+    charts.bars(path, panels, note=tables.header(where))
 
 
 def note(row: Row) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hybridiff_compile import api
 from hybridiff_compile.bench import (
+    charts,
     command,
     estimate,
     figures,
@@ -21,7 +22,6 @@ from hybridiff_compile.bench import (
     scenes,
     schedulers,
     summary,
-    sweep_plot,
     tables,
 )
 from hybridiff_compile.bench.command import check_least
@@ -33,6 +33,7 @@ from hybridiff_compile.bench.tables import NOT_MEASURED, number
 from hybridiff_compile.config import SwitchSettings
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.quality import ssim
+from hybridiff_compile.style import COMPUTED, PIPELINED, QUIET
 
 #: The most that any claim of docs/modes.md is made on.
 MOST_PROMPTS = 200
@@ -66,6 +67,15 @@ LAYOUT = tables.Layout(
     ),
     titled=("scheduler", "steps"),
 )
+
+COLOURS = {
+    "exact": QUIET,
+    "paper": PIPELINED,
+    "guided": COMPUTED,
+    "forecast": "#2a9d74",
+    "hybrid": "#a23b8f",
+    "asyncdiff": "#8a6d3b",
+}
 
 
 @dataclass(frozen=True)
@@ -165,10 +175,28 @@ def run(sweep: Sweep, console: Console) -> list[figures.Row]:
                         figures.write(sweep.json, rows, where)
         tables.show(rows, LAYOUT, console, sweep.thinned)
         tables.close(folder / "table.md", rows, LAYOUT, where, console, sweep.thinned)
-        sweep_plot.draw(folder / "sweep.png", rows)
+        draw(folder / "sweep.png", rows)
         if sweep.json is None:
             figures.write(folder / "figures.json", rows, where)
     return rows
+
+
+def draw(path: Path, rows: Sequence[figures.Row]) -> None:
+    """Write one PNG: speed-up by cost to the right, fidelity upwards, a panel for each setting.
+
+    Rows without cost or PSNR, such as the reference, are left out.
+    """
+    clouds: dict[str, list[charts.Dot]] = {}
+    for row in rows:
+        x, y = by_cost(row), row.psnr_db
+        if x is None or y is None:
+            continue
+        scheduler = (row.scheduler or "").removesuffix("Scheduler")
+        title = f"{row.model}, {scheduler}, {row.steps} steps, {row.runs} pictures"
+        dot = charts.Dot(x, y, COLOURS[row.mode], f"{grid.label(row)}: {x:.2f}, {y:.1f} dB")
+        clouds.setdefault(title, []).append(dot)
+    words = "speed-up over exact by cost, messages free"
+    charts.scatter(path, clouds, words, "PSNR against one device, dB")
 
 
 def _settings(sweep: Sweep) -> Iterator[_Setting]:

@@ -79,7 +79,7 @@ def test_the_terminal_table_has_the_columns_that_it_is_given():
 
 
 def test_the_chart_has_bars_of_every_kind(tmp_path):
-    path = tmp_path / "folder" / "chart.png"
+    path = tmp_path / "chart.png"
     compile_bench.draw(path, ROWS)
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     for _, colour in (*compile_bench.READY.values(), *compile_bench.STEP.values()):
@@ -91,12 +91,3 @@ def test_the_chart_has_bars_of_every_kind(tmp_path):
 def test_a_chart_without_any_seconds_is_drawn_too(tmp_path):
     compile_bench.draw(tmp_path / "chart.png", ROWS[:1])
     assert (tmp_path / "chart.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize(
-    ("values", "start"), [([0.36, 90.0], 0.1), ([1.0, 2.0], 0.1), ([3.5], 1.0), ([], 0.1)]
-)
-def test_the_log_axis_starts_at_a_power_of_ten_below_every_bar(values, start):
-    low, high = compile_bench.decades(values)
-    assert low == pytest.approx(start)
-    assert all(1.5 * low <= value <= high / 3 for value in values)
