@@ -163,6 +163,18 @@ def test_a_length_of_time_is_told_in_round_words(seconds, words):
     assert about(seconds) == words
 
 
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        (None, "Ctrl-C ends it and leaves nothing behind"),
+        (Path("f.json"), "Ctrl-C ends it; rows that are known stay in f.json"),
+    ],
+)
+def test_beforehand_it_is_told_what_ending_it_leaves(file, says, capsys):
+    command.announce(Console(width=40), 44, "2 rows", file)
+    assert capsys.readouterr().out == f"about 40 s on this machine: 2 rows; {says}\n"
+
+
 def test_one_thing_is_not_told_as_several():
     assert (counted(1, "model"), counted(2, "model")) == ("1 model", "2 models")
 
