@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from hybridiff_compile.arguments import check_choice
 from hybridiff_compile.bench import bench_view, estimate, models, report, summary
 from hybridiff_compile.bench.bench_view import label
 from hybridiff_compile.bench.command import check_least, counted
@@ -63,15 +64,11 @@ class Bench(report.Asked):
         """Raise ConfigError for a model that does not exist or a count that measures nothing."""
         folders = [name for name in self.models if Path(name).is_dir()]
         models.check_names([name for name in self.models if name not in folders])
-        for folder in folders:
-            if not (Path(folder) / "model_index.json").is_file():
-                raise ConfigError(f"{folder} holds no pipeline: no model_index.json is in it.")
         if len({Path(name).resolve().name for name in self.models}) < len(self.models):
             raise ConfigError(
                 f"models={', '.join(self.models)}: two have one name in the tables; rename one."
             )
-        if self.backend not in BACKENDS:
-            raise ConfigError(f"backend={self.backend!r}: choose one of {', '.join(BACKENDS)}.")
+        check_choice("backend", self.backend, BACKENDS)
         # A step is timed from the end of the one before it, and the paper's mode needs three. In
         # thirds it needs two of each, so that one of them is not the step in which phases swap.
         check_least("steps", self.steps, 6 if self.compiles else 3)
@@ -133,17 +130,20 @@ def measured(
             reference = done.get(label(summary.REFERENCE, "eager"))
             rows = []
             for words, (entrant, made) in done.items():
-                job, what = entrant.job, _what(entrant, name)
+                job = entrant.job
+                what = {**_what(job), **entrant.taken, "scheduler": entrant.scheduler}
+                ms = what.pop("denoiser_ms", None)
                 if job.mode == "one-device":
                     one_device[job.backend] = median(m.seconds for m in made)
                 if bench.compiles:
-                    ms = entrant.taken.denoiser_ms
                     driver = {"serial": ms} if ms else summary.driver_ms_by_phase(made)
                     what["step_ms_by_phase"] = driver
                 if bench.compiles and job.backend == "inductor":
                     tell(f"{name}: {words}, once more")
-                    what["compile_seconds_warm"] = _ready_again(job, start)
-                what["one_device"] = one_device.get(job.backend)
+                    with start(job) as again:
+                        again.make(0)
+                    what["compile_seconds_warm"] = again.taken["compile_seconds_cold"]
+                what |= {"model": name, "one_device": one_device.get(job.backend)}
                 rows.append(summary.row(job.mode, made, reference and reference[1], **what))
         yield rows
 
@@ -188,31 +188,12 @@ def _exported(job: Job, start: Start) -> Job:
     return replace(job, cache=job.cache / "of-load")
 
 
-def _ready_again(job: Job, start: Start) -> float | None:
-    """Seconds until another process is ready, with the cache that the first one filled."""
-    with start(job) as entrant:
-        entrant.make(0)
-        return entrant.taken.ready_seconds
-
-
-def _what(entrant: Entrant, name: str) -> dict[str, Any]:
-    """Keys of a row that its pictures do not tell."""
-    job, taken = entrant.job, entrant.taken
-    ready = "load_seconds" if job.backend == "aot" else "compile_seconds_cold"
-    what: dict[str, Any] = {
+def _what(job: Job) -> dict[str, Any]:
+    """What was run, as keys of a row."""
+    return {
         "command": "bench",
-        "model": name,
         "backend": job.backend,
         "scope": job.scope,
-        "scheduler": entrant.scheduler,
         "steps": job.call["num_inference_steps"],
         "guidance_scale": job.call.get("guidance_scale"),
-        "ranks": len(taken.peak_rss_mb),
-        "peak_rss_mb": taken.peak_rss_mb,
-        "peak_pss_mb": taken.peak_pss_mb,
-        "first_picture_seconds": taken.first_picture_seconds,
-        ready: taken.ready_seconds,
     }
-    if job.backend != "eager":
-        what |= {"graphs": taken.graphs, "recompiles": taken.recompiles}
-    return what

@@ -20,7 +20,7 @@ from typing import Any
 
 from hybridiff_compile.bench import command
 from hybridiff_compile.bench.measure import Made, make, one_thread
-from hybridiff_compile.bench.ready import PROMPT, Job, Taken, opened
+from hybridiff_compile.bench.ready import PROMPT, Job, opened
 from hybridiff_compile.errors import HybridiffError
 
 _LAST_CHARACTERS, _LAST_SECONDS = 4000, 10
@@ -32,12 +32,13 @@ class Entrant:
     Attributes:
         job: what it measures.
         scheduler: class name of its pipeline's scheduler.
+        taken: see `Ready.taken`; empty before its first picture.
     """
 
     def __init__(self, job: Job, connection: Connection, process: BaseProcess) -> None:
         self.job = job
         self._connection, self._process = connection, process
-        self._taken: Taken | None = None
+        self.taken: dict[str, Any] = {}
         self.scheduler: str = self._answer()
 
     def make(self, seed: int) -> Made:
@@ -47,14 +48,8 @@ class Entrant:
             HybridiffError: it failed.
         """
         self._connection.send(seed)
-        made, self._taken = self._answer()
+        made, self.taken = self._answer()
         return made
-
-    @property
-    def taken(self) -> Taken:
-        """What its processes took until its last picture; one was made before."""
-        assert self._taken is not None, "it has made no picture"
-        return self._taken
 
     def _answer(self) -> Any:
         try:

@@ -78,44 +78,24 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a row's processes took so far.
-
-    Attributes:
-        ready_seconds: until all ranks were ready; None where nothing is prepared.
-        first_picture_seconds: from a loaded pipeline to its first picture, waiting aside.
-        denoiser_ms: median of one device's denoiser calls after the first; None on two ranks.
-        peak_rss_mb, peak_pss_mb, graphs, recompiles: as in the figures.
-    """
-
-    ready_seconds: float | None
-    first_picture_seconds: float
-    denoiser_ms: float | None
-    peak_rss_mb: tuple[float, ...]
-    peak_pss_mb: tuple[float, ...]
-    graphs: tuple[int, ...]
-    recompiles: int
-
-
-@dataclass(frozen=True)
 class Ready:
     """A contender that makes its first picture next; one device compiles in the midst of that.
 
     Attributes:
+        job: that it is for.
         contender: it.
         model: what runs it on two ranks; None on one device.
         timed: the denoiser of one device that is left as it is, or compiled by torch.compile.
-        is_compiled: whether it is.
         seconds: until all ranks were ready; None where nothing was prepared.
         preparing_seconds: from the loaded pipeline until now.
         graphs: that each rank has.
         compiled: those that the ranks had compiled by now.
     """
 
+    job: Job
     contender: Contender
     model: Model | None = None
     timed: Timed | None = None
-    is_compiled: bool = False
     seconds: float | None = None
     preparing_seconds: float = 0.0
     graphs: tuple[int, ...] = ()
@@ -125,21 +105,30 @@ class Ready:
         """Watch the memory of its ranks' processes."""
         return ranks.Watch(ranks.pids(self.model))
 
-    def taken(self, watch: ranks.Watch, first: float) -> Taken:
-        """What was taken so far, by a watch and the seconds of its first picture."""
+    def taken(self, watch: ranks.Watch, first: float) -> dict[str, Any]:
+        """What its processes took so far, as keys of a row; and `denoiser_ms` of one device.
+
+        Args:
+            watch: of their memory.
+            first: seconds of the first picture, which was made before.
+        """
         seconds, graphs, compiled = self.seconds, self.graphs, self.compiled
-        if self.timed and self.is_compiled:
+        if self.timed and self.job.backend != "eager":
             compiled = self.timed.compilations[0]
             seconds, graphs = self.timed.compiling_seconds(), (compiled,)
-        return Taken(
-            ready_seconds=seconds,
-            first_picture_seconds=self.preparing_seconds + first,
-            denoiser_ms=1000 * self.timed.steady_seconds() if self.timed else None,
-            peak_rss_mb=tuple(b / 1e6 for b in watch.peak_rss()),
-            peak_pss_mb=tuple(b / 1e6 for b in watch.peak_pss),
-            graphs=graphs,
-            recompiles=sum(ranks.compilations(self.model)) - compiled,
-        )
+        found: dict[str, Any] = {
+            "ranks": len(watch.peak_pss),
+            "peak_rss_mb": [b / 1e6 for b in watch.peak_rss()],
+            "peak_pss_mb": [b / 1e6 for b in watch.peak_pss],
+            "first_picture_seconds": self.preparing_seconds + first,
+            "load_seconds" if self.job.package else "compile_seconds_cold": seconds,
+        }
+        if self.timed:
+            found["denoiser_ms"] = 1000 * self.timed.steady_seconds()
+        if self.job.backend != "eager":
+            recompiles = sum(ranks.compilations(self.model)) - compiled
+            found |= {"graphs": graphs, "recompiles": recompiles}
+        return found
 
 
 @contextmanager
@@ -149,7 +138,7 @@ def opened(job: Job) -> Iterator[Ready]:
     scheduler, begin = type(pipe.scheduler).__name__, time.perf_counter()
     if job.mode == "one-device":
         timed, contender = timed_denoiser(pipe, job.backend), Contender(job.mode, scheduler, pipe)
-        yield Ready(contender, timed=timed, is_compiled=job.backend != "eager")
+        yield Ready(job, contender, timed=timed)
         return
     loads = job.package is not None and not job.exports
     how: dict[str, Any] = {"mode": job.mode, **job.switching}
@@ -165,7 +154,7 @@ def opened(job: Job) -> Iterator[Ready]:
     with model:
         contender = Contender(job.mode, scheduler, model, lambda: model.report)
         if job.mode == "one-device-apart":
-            yield Ready(contender)
+            yield Ready(job, contender)
             return
         model.compile(progress=False, **job.call)
         seconds = time.perf_counter() - begin_ready
@@ -174,7 +163,7 @@ def opened(job: Job) -> Iterator[Ready]:
         compiled = ranks.compilations(model)
         graphs = tuple(ranks.packaged(model) if loads else compiled)
         preparing = time.perf_counter() - begin
-        yield Ready(contender, model, None, False, seconds, preparing, graphs, sum(compiled))
+        yield Ready(job, contender, model, None, seconds, preparing, graphs, sum(compiled))
 
 
 def timed_denoiser(pipe: Any, backend: Backend) -> Timed:

@@ -14,7 +14,7 @@ from hybridiff_compile.bench import bench as benchmark
 from hybridiff_compile.bench import bench_view, figures, tables
 from hybridiff_compile.bench.bench import Bench, measured
 from hybridiff_compile.bench.measure import Made
-from hybridiff_compile.bench.ready import Job, Taken
+from hybridiff_compile.bench.ready import Job
 from hybridiff_compile.cli import app
 from hybridiff_compile.errors import ConfigError
 from tests import pipelines
@@ -27,9 +27,11 @@ class Fake:
 
     def __init__(self, job: Job, log: list[str]) -> None:
         self.job, self.scheduler, self.log = job, "Euler", log
-        ready = None if job.backend == "eager" else 7.0
-        memory = ((100.0,), (90.0,)) if job.mode[0] == "o" else ((100.0, 50.0), (90.0, 40.0))
-        self.taken = Taken(ready, 9.0, None, *memory, (2,), 1)
+        rss, pss = ((100.0,), (90.0,)) if job.mode[0] == "o" else ((100.0, 50.0), (90.0, 40.0))
+        self.taken = {"ranks": len(rss), "peak_rss_mb": rss, "peak_pss_mb": pss}
+        self.taken |= {"first_picture_seconds": 9.0, "denoiser_ms": 3.0}
+        if job.backend != "eager":
+            self.taken |= {"compile_seconds_cold": 7.0, "graphs": (2,), "recompiles": 1}
 
     def make(self, seed: int) -> Made:
         self.log.append(f"{self.job.mode[0]}{self.job.backend[0]}{seed}")
@@ -90,6 +92,8 @@ def test_every_row_is_compared_with_one_device_of_its_own_backend():
     assert rows[3].psnr_db == pytest.approx(20, abs=1e-3)
     assert {r.peak_rss_mb for r in rows} == {(100.0,), (100.0, 50.0)}
     assert {r.first_picture_seconds for r in rows} == {9.0}
+    # Whole steps: the denoiser alone is of --compile.
+    assert {r.step_ms_by_phase["serial"] for r in rows if r.step_ms_by_phase} == {100.0}
     assert [r.recompiles for r in rows[:3]] == [None, 1, None]
     assert [r.ranks for r in rows] == [1, 1, 1, 2, 2, 2, 2]
 
@@ -165,8 +169,7 @@ def test_a_run_of_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("asked", "message"),
     [
         ({"models": ("sdxl",)}, "unknown model sdxl"),
-        ({"backend": "tensorrt"}, "backend='tensorrt': choose one of eager, inductor"),
-        ({"models": (".",)}, r"\. holds no pipeline: no model_index"),
+        ({"backend": "tensorrt"}, "backend='tensorrt'.*eager"),
         ({"models": ("tiny-sd3", "tiny-sd3")}, "two have one name in the tables"),
         ({"steps": 2}, "steps=2 must be at least 3"),
         ({"steps": 5, "compiles": True}, "steps=5 must be at least 6"),
@@ -176,3 +179,13 @@ def test_a_run_of_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_measures_nothing_is_refused(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Bench(**asked)
+
+
+def test_a_folder_without_a_pipeline_is_refused_and_no_folder_is_made(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    asked = ("--model", str(tmp_path / "empty"), "--out", str(tmp_path / "out"))
+    result = CliRunner().invoke(app, ["bench", *asked])
+    assert result.exit_code == 2
+    assert "there is no model_index.json in it" in result.output
+    assert result.output.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
