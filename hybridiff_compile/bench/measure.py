@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from hybridiff_compile.bench.figures import Mode
 from hybridiff_compile.quality import Pictures
 from hybridiff_compile.runtime.report import RunReport
 
+Name = TypeVar("Name", bound=str)
 #: How `optimize` is called for mode `one-device-apart`.
 APART: Mapping[str, Any] = {"gpus": 1, "mode": "exact"}
 
@@ -117,13 +119,12 @@ def measure(
         return lambda seed: make(contender, prompts[seed], seed, **call)
 
     with one_thread():
-        made = in_turn({c.mode: maker(c) for c in ready}, len(prompts), tell)
-    return {contender.mode: made[contender.mode] for contender in ready}
+        return in_turn({c.mode: maker(c) for c in ready}, len(prompts), tell)
 
 
 def in_turn(
-    makers: Mapping[str, Callable[[int], Made]], rounds: int, tell: Callable[[str], None]
-) -> dict[str, list[Made]]:
+    makers: Mapping[Name, Callable[[int], Made]], rounds: int, tell: Callable[[str], None]
+) -> dict[Name, list[Made]]:
     """What each maker made after a picture that warms up; each round starts with another one.
 
     A machine that slows down then slows all of them alike.
@@ -133,13 +134,14 @@ def in_turn(
         rounds: of seeds from 0 on; 0 warms up.
         tell: told what begins, in a few words: a name and its turn, warm-up included.
     """
-    made: dict[str, list[Made]] = {name: [] for name in makers}
-    for name, maker in makers.items():
+    made: dict[Name, list[Made]] = {name: [] for name in makers}
+    for name in made:
         tell(f"{name}, warming up")
-        maker(0)
+        makers[name](0)
     for seed in range(rounds):
-        first = seed % len(makers)
-        for name in (*list(makers)[first:], *list(makers)[:first]):
+        names = deque(made)
+        names.rotate(-seed)
+        for name in names:
             tell(f"{name}, picture {seed + 1} of {rounds}")
             made[name].append(makers[name](seed))
     return made

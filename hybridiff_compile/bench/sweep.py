@@ -111,27 +111,23 @@ class Sweep(report.Asked):
 
 @dataclass(frozen=True)
 class Setting:
-    """A pipeline with a sampler and a number of steps: what the points of one table share.
+    """A pipeline with a sampler and a number of steps: what the rows of one table share.
 
     Attributes:
-        call: keywords of the pipeline's call, steps among them.
+        call: keywords of the pipeline's call.
+        what: keys of the rows.
         is_judged: whether its pictures can show what a caption says.
     """
 
-    model: str
     pipe: Any
     scheduler: Any
     call: dict[str, Any]
+    what: dict[str, Any]
     is_judged: bool
-
-    @property
-    def steps(self) -> int:
-        """Denoising steps."""
-        return self.call["num_inference_steps"]
 
     def used(self, point: Point) -> dict[str, Any]:
         """The switching of a point here, as keys of a row; ConfigError if it does not fit."""
-        return point.used(api.find_denoiser(self.pipe)[1], self.steps)
+        return point.used(api.find_denoiser(self.pipe)[1], self.what["steps"])
 
 
 def run(sweep: Sweep, console: Console) -> list[figures.Row]:
@@ -148,10 +144,8 @@ def run(sweep: Sweep, console: Console) -> list[figures.Row]:
     with report.reporting(sweep, lambda rows: LAYOUT, console) as shown:
         modes = [summary.REFERENCE, *(point.mode for point in sweep.points)]
         rounds = 1 + sweep.prompts  # one warms up
-        seconds = sum(
-            estimate.pictures(estimate.step_seconds(s.pipe, s.call), modes, s.steps * rounds)
-            for s in found
-        )
+        steps = [(estimate.step_seconds(s.pipe, s.call), s.what["steps"]) for s in found]
+        seconds = sum(estimate.pictures(step, modes, count * rounds) for step, count in steps)
         what = f"{counted(len(found), 'setting')}, {len(modes)} points, {rounds} pictures each"
         shown.begin(seconds, what, len(found) * len(modes) * rounds)
         for setting in found:
@@ -170,26 +164,41 @@ def settings(sweep: Sweep) -> Iterator[Setting]:
         name = model if sweep.models else Path(model).resolve().name
         made = [schedulers.build(s, pipe.scheduler, name) for s in sweep.schedulers]
         for scheduler, steps in product(made or [pipe.scheduler], sweep.steps):
+            what = {"command": "sweep", "model": name, "scheduler": type(scheduler).__name__}
+            what |= {"steps": steps, "guidance_scale": call.get("guidance_scale")}
             full = {**call, "num_inference_steps": steps}
-            yield Setting(name, pipe, scheduler, full, model in DRAWING)
+            yield Setting(pipe, scheduler, full, what, model in DRAWING)
 
 
 def _measure(
     setting: Setting, points: Sequence[Point], captions: Sequence[str], tell: Callable[[str], None]
 ) -> Iterator[figures.Row]:
     """The row of the reference, then that of each point."""
-    before, setting.pipe.scheduler = setting.pipe.scheduler, setting.scheduler
-    what = {"command": "sweep", "model": setting.model, "steps": setting.steps}
-    what |= {"scheduler": type(setting.scheduler).__name__}
-    what |= {"guidance_scale": setting.call.get("guidance_scale")}
-    what |= {"judge": summary.judge_of(captions) if setting.is_judged else None}
+    name, pipe = setting.what["model"], setting.pipe
+
+    def telling(what: str) -> None:
+        tell(f"{name}: {what}")
+
+    def make(mode: figures.Mode, how: Mapping[str, Any]) -> list[Made]:
+        with api.optimize(pipe, **how) as model:
+            ready = [Contender(mode, "", model, lambda: model.report)]
+            (made,) = measure(ready, captions, tell=telling, **setting.call).values()
+        if not (made[0].report and made[0].report.steps):
+            raise ConfigError(
+                f"{name} guided at no step, so its modes are all the same; sweep a pipeline that "
+                "guides by default."
+            )
+        return made
+
+    what = {"judge": summary.judge_of(captions) if setting.is_judged else None, **setting.what}
+    before, pipe.scheduler = pipe.scheduler, setting.scheduler
     try:
-        reference = _make(setting, summary.REFERENCE, APART, captions, tell)
+        reference = make(summary.REFERENCE, APART)
         yield summary.row(summary.REFERENCE, reference, ranks=1, **what)
         paper: figures.Row | None = None
         for asked_for in points:
             point = asked_for.resolved(paper)
-            made = _make(setting, point.mode, point.settings(), captions, tell)
+            made = make(point.mode, point.settings())
             found = {"ranks": point.gpus, **setting.used(point), **what}
             found["forwards_per_rank"] = fmean(
                 forwards(summary.phases(m), point.mode) for m in made
@@ -199,33 +208,7 @@ def _measure(
             paper = row if point.mode == "paper" else paper
             yield row
     finally:
-        setting.pipe.scheduler = before
-
-
-def _make(
-    setting: Setting,
-    mode: figures.Mode,
-    how: Mapping[str, Any],
-    captions: Sequence[str],
-    tell: Callable[[str], None],
-) -> list[Made]:
-    """The pictures of one mode.
-
-    Raises:
-        ConfigError: the pipeline does not guide.
-    """
-    with api.optimize(setting.pipe, **how) as model:
-        ready = Contender(mode, "", model, lambda: model.report)
-        done = measure(
-            [ready], captions, tell=lambda text: tell(f"{setting.model}: {text}"), **setting.call
-        )
-    report = done[mode][0].report
-    if report is None or not report.steps:
-        raise ConfigError(
-            f"{setting.model} guided at no step, so its modes are all the same; sweep a pipeline "
-            "that guides by default."
-        )
-    return done[mode]
+        pipe.scheduler = before
 
 
 def draw(path: Path, rows: Sequence[figures.Row]) -> None:

@@ -84,7 +84,7 @@ def test_a_users_pipeline_goes_by_its_folders_name_and_is_not_judged(monkeypatch
     monkeypatch.setattr(models, "load_folder", lambda folder: pipe)
     asked = sweep.Sweep(models=(), pipe=tmp_path / "tiny-sd3", steps=(4, 5))
     found = list(sweep.settings(asked))
-    assert [(s.model, s.steps, s.call, s.is_judged) for s in found] == [
+    assert [(s.what["model"], s.what["steps"], s.call, s.is_judged) for s in found] == [
         ("tiny-sd3", 4, {"num_inference_steps": 4}, False),
         ("tiny-sd3", 5, {"num_inference_steps": 5}, False),
     ]
