@@ -65,16 +65,14 @@ class Panel:
     sides: Sequence[Side]
 
 
-def bars(
-    path: Path, panels: Sequence[Panel], kinds: Mapping[str, str] | None = None, note: str = ""
-) -> None:
+def bars(path: Path, panels: Sequence[Panel], kinds: Mapping[str, str], note: str = "") -> None:
     """Write one PNG: for each model a panel, for each row a line of bars.
 
     Args:
         path: the PNG.
         panels: one below the other.
         kinds: words and colours of the legend.
-        note: at the foot.
+        note: above the legend.
     """
     counts, across = [len(panel.labels) for panel in panels], len(panels[0].sides)
     figure = _figure(1.9 + 5.8 * across, 0.38 * sum(counts) + 1.1 * len(panels) + 0.4)
@@ -93,10 +91,8 @@ def bars(
             for axes in grid[:, place]:
                 axes.set(xscale="log", xlim=limits)
                 axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if kinds:
-        _legend(figure, [Patch(color=colour, label=words) for words, colour in kinds.items()])
-    if note:
-        figure.supxlabel(note, size=7, color=QUIET)
+    patches = [Patch(color=colour, label=words) for words, colour in kinds.items()]
+    _legend(figure, patches, note)
     figure.savefig(path, dpi=_DPI)
 
 
@@ -156,7 +152,9 @@ def step_by_step(path: Path, traces: Sequence[Trace]) -> None:
     one = Line2D([], [], color=INK, linewidth=0.8, alpha=0.35, label="one picture")
     mean = Line2D([], [], color=INK, linewidth=2, label="mean over pictures, exact run")
     steps = {f"{p.name.lower()} step, paper run": c for p, c in PHASE_COLOURS.items()}
-    _legend(figure, [mean, one, *(Patch(color=c, label=words) for words, c in steps.items())], 2)
+    _legend(
+        figure, [mean, one, *(Patch(color=c, label=words) for words, c in steps.items())], columns=2
+    )
     figure.savefig(path, dpi=_DPI)
 
 
@@ -295,6 +293,7 @@ def _style(axes: Axes, grid: Any = "both") -> None:
     axes.set_axisbelow(True)
 
 
-def _legend(figure: Figure, handles: Sequence[Any], columns: int = 5) -> None:
+def _legend(figure: Figure, handles: Sequence[Any], note: str = "", columns: int = 5) -> None:
     """What the colours mean, at the foot."""
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, **_LEGEND)
+    how = {"loc": "outside lower center", "ncols": columns, "title_fontsize": 7, **_LEGEND}
+    figure.legend(handles=handles, title=note, **how).get_title().set_color(QUIET)

@@ -222,7 +222,8 @@ def draw(path: Path, rows: Sequence[figures.Row]) -> None:
         if x is None or y is None:
             continue
         scheduler = (row.scheduler or "").removesuffix("Scheduler")
-        title = f"{row.model}, {scheduler}, {row.steps} steps, {row.runs} pictures"
+        pictures = counted(row.runs or 0, "picture")
+        title = f"{row.model}, {scheduler}, {row.steps} steps, {pictures}"
         dot = charts.Dot(x, y, COLOURS[row.mode], f"{grid.label(row)}: {x:.2f}, {y:.1f} dB")
         clouds.setdefault(title, []).append(dot)
     words = "speed-up over exact by cost, messages free"

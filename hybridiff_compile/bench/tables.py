@@ -50,7 +50,9 @@ def tables(rows: Sequence[Row], layout: Layout, thinned: str = "") -> list[Table
     for _, group in groupby(rows, key=lambda row: (row.model, row.scheduler, row.steps)):
         of = list(group)
         table = empty(_title(of[0]), *(f"{head}\n{unit}" for head, unit, _ in layout.columns))
-        table.caption = "\n".join(text for text in (thinned, _bound(of)) if text)
+        said = "T(2B)/T(B) = {:.2f}: the most that exact can gain on this device."
+        notes = (thinned, said.format(bound) if (bound := batching(of)) else "")
+        table.caption = "\n".join(text for text in notes if text)
         table.show_edge = table.pad_edge = False
         for row in of:
             table.add_row(*(cell(row) for _, _, cell in layout.columns))
@@ -107,13 +109,6 @@ def batching(rows: Iterable[Row]) -> float | None:
     }
     together, apart = (step.get((mode, backend)) for mode in ("one-device", "one-device-apart"))
     return 2 * together / apart if together and apart and not others else None
-
-
-def _bound(rows: Sequence[Row]) -> str:
-    bound = batching(rows)
-    if bound is None:
-        return ""
-    return f"T(2B)/T(B) = {bound:.2f}: the most that exact can gain on this device."
 
 
 def _title(row: Row) -> str:
