@@ -84,8 +84,8 @@ class Telling(Progress):
         self._begun += 1
         if self.disable and time.monotonic() - self._last > _SECONDS_A_LINE:
             self._last = time.monotonic()
-            total = self.tasks[self._bar].total
-            self.row(f"[dim]{what} ({self._begun} of {total:.0f})[/]")
+            total = self.tasks[self._bar].total or "?"
+            self.row(f"[dim]{what} ({self._begun} of {total})[/]")
 
     def row(self, text: str) -> None:
         """Print a row that is known now."""
