@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -138,24 +137,3 @@ def folders(out: Path, file: Path | None = None) -> Iterator[None]:
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
-
-
-@contextmanager
-def output(out: Path, file: Path | None, console: Console) -> Iterator[Path]:
-    """A folder to write in, whose files are in `out` once all of them are there.
-
-    Args:
-        out: folder for the files; ended early, it holds what it held.
-        file: for the figures, which the command writes whole after each row; it stays.
-        console: told at the end what was written.
-
-    Raises:
-        ConfigError: see `folders`.
-    """
-    with folders(out, file), tempfile.TemporaryDirectory(prefix=".part-", dir=out) as part:
-        yield Path(part)
-        names = sorted(made.name for made in Path(part).iterdir())
-        for name in names:
-            (Path(part) / name).replace(out / name)
-    for path in (*(out / name for name in names), *([file] if file else [])):
-        console.print(f"wrote {path}", style="dim", soft_wrap=True, highlight=False)

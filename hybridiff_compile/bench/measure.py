@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -58,39 +58,30 @@ class Made:
     report: RunReport | None
 
 
-@dataclass
-class _StepClock:
-    """A pipeline's `callback_on_step_end`: notes the time and the latents."""
-
-    ends: list[float] = field(default_factory=list)
-    latents: torch.Tensor | None = None
-
-    def __call__(
-        self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
-    ) -> dict[str, Any]:
-        self.ends.append(time.perf_counter())
-        self.latents = tensors["latents"]
-        return {}
-
-
 def make(contender: Contender, prompt: str, seed: int, **call: Any) -> Made:
     """Make one prompt's picture and note how long each part took."""
-    clock = _StepClock()
+    ends, last = list[float](), dict[str, torch.Tensor]()
+
+    def step_ended(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        ends.append(time.perf_counter())
+        last.update(tensors)
+        return {}
+
     begin = time.perf_counter()
     out = contender.make(
         prompt,
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="np",
-        callback_on_step_end=clock,
+        callback_on_step_end=step_ended,
         **call,
     )
     seconds = time.perf_counter() - begin
-    if clock.latents is None:
+    if not ends:
         raise ValueError(f"{contender.mode}: the pipeline ran no step")
     return Made(
         seconds=seconds,
-        step_seconds=tuple(np.diff(clock.ends).tolist()),
-        latents=clock.latents.detach().clone(),
+        step_seconds=tuple(np.diff(ends).tolist()),
+        latents=last["latents"].detach().clone(),
         pictures=np.asarray(out.images),
         report=contender.report(),
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.table import Table
@@ -97,10 +98,17 @@ def reporting(
         name: of the file of the tables.
 
     Raises:
-        ConfigError: nothing can be written there.
+        ConfigError: see `command.folders`.
     """
-    with command.output(asked.out, asked.json, console) as folder:
-        report = Report(asked, layout, console, folder)
+    out, file = asked.out, asked.json
+    with command.folders(out, file), TemporaryDirectory(prefix=".part-", dir=out) as folder:
+        report = Report(asked, layout, console, Path(folder))
         with report.tell:
             yield report
         report.close(name)
+        # The folder holds what it held until all files are there.
+        names = sorted(made.name for made in Path(folder).iterdir())
+        for made in names:
+            (Path(folder) / made).replace(out / made)
+    for path in (*(out / made for made in names), *([file] if file else [])):
+        console.print(f"wrote {path}", style="dim", soft_wrap=True, highlight=False)

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hybridiff_compile.bench import command, figures
-from hybridiff_compile.bench.command import Telling, about, counted, ended_cleanly, output
-from hybridiff_compile.errors import ConfigError
+from hybridiff_compile.bench import command
+from hybridiff_compile.bench.command import Telling, about, counted, ended_cleanly
 
 #: What libraries make there for all of a user's processes, at import.
 OF_LIBRARIES = (f"torchinductor_{getpass.getuser()}", ".ses")
@@ -113,46 +112,6 @@ def test_sigterm_closes_what_the_block_opened():
         block()
     assert (ending.value.code, closed) == (143, [True])
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_files_are_in_the_folder_once_all_of_them_are_there(tmp_path, capsys):
-    out, file = tmp_path / "new" / "out", tmp_path / "f.json"
-    with output(out, file, Console(width=300)) as folder:
-        (folder / "table.md").write_text("all")
-        assert not (out / "table.md").exists()
-        figures.write(file, (), figures.environment(1))
-    assert [p.name for p in out.iterdir()] == ["table.md"]
-    assert capsys.readouterr().out.splitlines() == [
-        f"wrote {out / 'table.md'}",
-        f"wrote {file}",
-    ]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ConfigError])
-def test_a_folder_that_was_there_holds_what_it_held(tmp_path, error):
-    (tmp_path / "table.md").write_text("of before")
-
-    def block() -> None:
-        with output(tmp_path, None, Console(quiet=True)) as folder:
-            (folder / "table.md").write_text("half")
-            raise error
-
-    with pytest.raises(error):
-        block()
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("table.md", "of before")]
-
-
-def test_figures_of_rows_that_are_known_stay(tmp_path):
-    file = tmp_path / "new" / "f.json"
-
-    def block() -> None:
-        with output(tmp_path / "out", file, Console(quiet=True)):
-            figures.write(file, (), figures.environment(1))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        block()
-    assert [p.name for p in tmp_path.rglob("*")] == ["new", "f.json"]
 
 
 @pytest.mark.parametrize(
