@@ -58,15 +58,16 @@ class Report:
         self.tell.expect(total)
 
     def add(self, *rows: Row) -> None:
-        """Take rows that are known now: print one as a line, several as tables; write the file."""
+        """Take rows that are known now: write the file; print one as a line, several as tables."""
         self.rows += rows
+        # First, so that a row that was seen is in the file, whenever the command is ended.
+        if self._asked.json is not None:
+            figures.write(self._asked.json, self.rows, self.where)
         if len(rows) == 1:
             self.tell.row(tables.line(rows[0], self._layout(self.rows)))
             self._later += rows
         else:
             self._show(rows)
-        if self._asked.json is not None:
-            figures.write(self._asked.json, self.rows, self.where)
 
     def close(self, name: str) -> None:
         """Print the tables, what they were measured on and what they mean; write all of it."""

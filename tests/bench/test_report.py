@@ -1,5 +1,6 @@
 """What a command's rows become: lines, tables and files, also when it is ended."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,21 @@ def test_files_are_in_the_folder_once_all_of_them_are_there(tmp_path, capsys):
         f"wrote {out / 'table.md'}",
         f"wrote {file}",
     ]
+
+
+def test_a_row_that_is_printed_is_in_the_file_already(tmp_path):
+    file, seen = tmp_path / "f.json", []
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            if "exact" in text:
+                seen.append(figures.read(file).rows)
+            return super().write(text)
+
+    asked = Asked(out=tmp_path / "out", json=file)
+    with report(asked, Console(width=300, file=Terminal())) as made:
+        made.add(EXACT)
+    assert seen[0] == (EXACT,)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ConfigError])
