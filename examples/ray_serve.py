@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 import hybridiff_compile
-from hybridiff_compile.bench.prepare import Wanted
+from hybridiff_compile.bench.wanted import Wanted
 from hybridiff_compile.errors import ConfigError, WorkerError
 from hybridiff_compile.serving import answers
 from hybridiff_compile.serving.job import Finished

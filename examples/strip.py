@@ -14,8 +14,8 @@ import torch
 
 import hybridiff_compile
 from hybridiff_compile.bench import models, scenes
+from hybridiff_compile.bench.charts import Shown, pictures_side_by_side
 from hybridiff_compile.bench.models import DRAWING
-from hybridiff_compile.bench.sheet import Shown, pictures_side_by_side
 from hybridiff_compile.quality import psnr_db, to_bytes
 
 PICTURES = 4

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from hybridiff_compile.bench import command
 from hybridiff_compile.bench import demo as demonstration
-from hybridiff_compile.cli import app
+from hybridiff_compile.cli import app, options
 from hybridiff_compile.errors import HybridiffError
 
 runner = CliRunner()
@@ -15,8 +16,8 @@ runner = CliRunner()
 def test_help_lists_the_commands():
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("demo", "sweep", "plan", "bench", "compile", "export", "load-check"):
-        assert f" {command} " in result.output
+    for name in ("demo", "sweep", "plan", "bench", "compile", "export", "load-check"):
+        assert f" {name} " in result.output
 
 
 def test_version():
@@ -61,7 +62,7 @@ def stopped(monkeypatch):
     def stop(*_: object) -> None:
         raise HybridiffError("stopped before the first picture")
 
-    def look(console: object, seconds: float, what: str) -> None:
+    def look(*_: object) -> None:
         seen.extend(where_they_go())
 
     def where_they_go() -> list[Path]:
@@ -69,7 +70,7 @@ def stopped(monkeypatch):
 
     folders: list[Path] = []
     monkeypatch.setattr(demonstration.estimate, "step_seconds", lambda pipe, call: 0.02)
-    monkeypatch.setattr(demonstration.command, "announce", look)
+    monkeypatch.setattr(command, "announce", look)
     monkeypatch.setattr(demonstration, "_measure", stop)
     return folders, seen
 
@@ -110,20 +111,20 @@ def test_a_bench_that_could_not_run_is_refused():
 
 
 def test_bench_measures_the_models_that_it_is_given_once_each(monkeypatch, tmp_path):
-    from hybridiff_compile.bench import compile_bench
+    from hybridiff_compile.bench import bench as benchmark
 
     asked = []
-    monkeypatch.setattr(compile_bench, "run", lambda bench, console: asked.append(bench))
+    monkeypatch.setattr(benchmark, "run", lambda bench, console: asked.append(bench))
     files = ["--out", str(tmp_path), "--json", str(tmp_path / "f.json")]
     names = ["--model", "tiny-sd3", "--model", "tiny-sd3"]
     assert runner.invoke(app, ["bench", "--compile", *names, *files]).exit_code == 0
     assert runner.invoke(app, ["bench", "--compile", "--runs", "7"]).exit_code == 0
-    assert (asked[0].names, asked[0].out, asked[0].json) == (
+    assert (asked[0].models, asked[0].out, asked[0].json) == (
         ("tiny-sd3",),
         tmp_path,
         tmp_path / "f.json",
     )
-    assert (asked[1].names, asked[1].runs) == (("tiny-sdxl", "tiny-sd3", "sdxl-small"), 7)
+    assert (asked[1].models, asked[1].runs) == (("tiny-sdxl", "tiny-sd3", "sdxl-small"), 7)
 
 
 QUICK = "quick: pictures a mode 3 in place of 24"
@@ -144,10 +145,14 @@ def test_a_quick_demo_makes_fewer_pictures_and_says_so(monkeypatch):
     full = demo()
     assert (full.prompts, full.steps, full.thinned) == (24, 50, "")
     quick = demo("--quick")
-    assert (quick.names, quick.prompts, quick.steps, quick.thinned) == (full.names, 3, 50, QUICK)
+    assert (quick.models, quick.prompts, quick.steps, quick.thinned) == (full.models, 3, 50, QUICK)
     # What was asked for counts.
     assert demo("--quick", "--prompts", "9").thinned == "quick: nothing left out"
     assert demo("--quick", "--prompts", "9").prompts == 9
+    said = runner.invoke(app, ["demo", "--help"]).output.replace("│", " ")
+    words = f"[default: ({full.prompts}; with --quick, {quick.prompts})]"
+    assert words in " ".join(said.split())
+    assert demonstration.Demo().prompts == full.prompts == options.PROMPTS
     small = demo("--quick", "--model", "sdxl-small")
     assert (small.runs, small.thinned) == (
         1,
@@ -156,28 +161,29 @@ def test_a_quick_demo_makes_fewer_pictures_and_says_so(monkeypatch):
 
 
 def test_a_quick_bench_compiles_nothing_and_a_quick_sweep_is_of_one_model(monkeypatch):
-    from hybridiff_compile.bench import latency_bench, sweep
+    from hybridiff_compile.bench import bench as benchmark
+    from hybridiff_compile.bench import sweep
 
-    bench = asked_for(monkeypatch, latency_bench, "bench", "--quick")
+    bench = asked_for(monkeypatch, benchmark, "bench", "--quick")
     assert (bench.models, bench.runs, bench.steps) == (("tiny-sdxl", "tiny-sd3"), 1, 20)
     assert {backend for _, backend, _ in bench.variants()} == {"eager"}
     assert bench.thinned == (
         "quick: no sdxl-small, pictures a row 1 in place of 3, ranks eager in place of inductor, "
         "steps 20 in place of 50"
     )
-    full = asked_for(monkeypatch, latency_bench, "bench", "--backend", "eager")
+    full = asked_for(monkeypatch, benchmark, "bench", "--backend", "eager")
     assert len(full.variants()) == len(bench.variants()) + 1  # one device compiled too
     swept = asked_for(monkeypatch, sweep, "sweep", "--quick")
-    assert (swept.names, swept.prompts) == (("tiny-sdxl",), 1)
+    assert (swept.models, swept.prompts) == (("tiny-sdxl",), 1)
     assert swept.thinned == "quick: pictures a point 1 in place of 8, no tiny-sd3"
 
 
 def test_a_quick_bench_of_compiling_has_the_rows_that_users_meet(monkeypatch):
-    from hybridiff_compile.bench import compile_bench
+    from hybridiff_compile.bench import bench as benchmark
 
-    asked = asked_for(monkeypatch, compile_bench, "bench", "--compile", "--quick")
-    assert (asked.names, asked.runs, asked.steps) == (("tiny-sd3",), 1, 6)
-    assert asked.variants == compile_bench.QUICK
+    asked = asked_for(monkeypatch, benchmark, "bench", "--compile", "--quick")
+    assert (asked.models, asked.runs, asked.steps) == (("tiny-sd3",), 1, 6)
+    assert asked.variants() == benchmark.QUICK
     assert "no tiny-sdxl and no sdxl-small" in asked.thinned
     assert "3 rows in place of 10" in asked.thinned
 

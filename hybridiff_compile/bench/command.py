@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -39,56 +37,58 @@ def counted(count: int, thing: str) -> str:
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
-def announce(console: Console, seconds: float, what: str) -> None:
-    """Say beforehand how long a command will take, and for what."""
-    said = f"{about(seconds)} on this machine: {what}; Ctrl-C ends it and leaves nothing behind"
+def announce(console: Console, seconds: float, what: str, file: Path | None = None) -> None:
+    """Say beforehand how long a command will take, for what, and what ending it leaves behind.
+
+    Args:
+        console: to say it on.
+        seconds: about.
+        what: it does.
+        file: that holds each row from when it is known; None if there is none.
+    """
+    left = f"; rows that are known stay in {file}" if file else " and leaves nothing behind"
+    said = f"{about(seconds)} on this machine: {what}; Ctrl-C ends it{left}"
     console.print(said, highlight=False, soft_wrap=True)
 
 
-class Telling:
+class Telling(Progress):
     """What a command is at: one bar on a terminal, and elsewhere a line now and then.
 
     Args:
         console: that it is told on.
-        total: how often something will begin.
+        total: how often something will begin; None if that is not known yet.
     """
 
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total, self._begun = console, total, 0
-        self._last = time.monotonic()
+    def __init__(self, console: Console, total: int | None = None) -> None:
         columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn())
-        # Elsewhere the bar would be drawn once, at the end.
-        self._bar = Progress(
-            *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
-        )
-        self._task = self._bar.add_task("starting", total=total)
+        # Without a terminal the bar would be drawn once, at the end.
+        hidden = not console.is_terminal
+        super().__init__(*columns, TimeElapsedColumn(), console=console, disable=hidden)
+        self._bar, self._begun = self.add_task("starting", total=total), 0
+        self._last = time.monotonic()
 
-    def __enter__(self) -> Telling:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        """Take the bar away, full unless there was an error."""
         if kind is None:
-            self._bar.update(self._task, completed=self._total, description="done")
-        self._bar.stop()
+            self.update(self._bar, completed=self._begun, description="done")
+        self.stop()
+
+    def expect(self, total: int) -> None:
+        """Say how often something will begin."""
+        self.update(self._bar, total=total)
 
     def __call__(self, what: str) -> None:
         """Say what begins now."""
-        self._bar.update(self._task, completed=self._begun, description=what)
+        self.update(self._bar, completed=self._begun, description=what)
         self._begun += 1
-        if not self._console.is_terminal and time.monotonic() - self._last > _SECONDS_A_LINE:
+        if self.disable and time.monotonic() - self._last > _SECONDS_A_LINE:
             self._last = time.monotonic()
-            said = f"{what} ({self._begun} of {self._total})"
-            self._console.print(said, style="dim", highlight=False, soft_wrap=True)
+            total = self.tasks[self._bar].total or "?"
+            self.row(f"[dim]{what} ({self._begun} of {total})[/]")
 
     def row(self, text: str) -> None:
         """Print a row that is known now."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -137,24 +137,3 @@ def folders(out: Path, file: Path | None = None) -> Iterator[None]:
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
-
-
-@contextmanager
-def output(out: Path, file: Path | None, console: Console) -> Iterator[Path]:
-    """A folder to write in, whose files are in `out` once all of them are there.
-
-    Args:
-        out: folder for the files; ended early, it holds what it held.
-        file: for the figures, which the command writes whole after each row; it stays.
-        console: told at the end what was written.
-
-    Raises:
-        ConfigError: see `folders`.
-    """
-    with folders(out, file), tempfile.TemporaryDirectory(prefix=".part-", dir=out) as part:
-        yield Path(part)
-        names = sorted(made.name for made in Path(part).iterdir())
-        for name in names:
-            (Path(part) / name).replace(out / name)
-    for path in (*(out / name for name in names), *([file] if file else [])):
-        console.print(f"wrote {path}", style="dim", soft_wrap=True, highlight=False)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from hybridiff_compile.bench import figures, tables
-from hybridiff_compile.bench.figures import Environment, Figures, Row
-from hybridiff_compile.bench.tables import NOT_MEASURED, number
+from hybridiff_compile.bench.figures import Row
+from hybridiff_compile.bench.tables import NOT_MEASURED, number, ratio
 from hybridiff_compile.errors import ConfigError
 
-#: A terminal that is narrower had better wrap the lines than cut the figures.
-WIDTH = 190
 #: Keys that two rows must share to be of the same thing.
 SAME = (
     *("model", "mode", "backend", "scope", "scheduler", "steps", "guidance_scale"),
     *("height", "width", "batch", "dtype", "k", "m", "tolerance", "estimator", "device", "link"),
 )
 #: Keys that are compared: head, form, scale.
-COMPARED: Mapping[str, tuple[str, str, float]] = {
+COMPARED = {
     "seconds": ("picture s", ".2f", 1),
     "predicted_seconds": ("predicted s", ".2f", 1),
     "speedup": ("speed-up", ".2f", 1),
@@ -30,87 +27,68 @@ COMPARED: Mapping[str, tuple[str, str, float]] = {
     "bytes_sent": ("sent MB", ".2f", 1e-6),
     "psnr_db": ("PSNR dB", ".1f", 1),
 }
+Pair = tuple[Row, Row]
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Two files.
+def matched(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Pair], list[Row], list[Row]]:
+    """Rows of the same thing, in the order of the first, and those that only one of both has.
 
-    Attributes:
-        both: rows of the same thing, in the order of the first file.
-        first, second: rows that only one file has.
-        environment: what differs, by key.
+    Of several alike, the first is matched with the first.
     """
-
-    both: tuple[tuple[Row, Row], ...]
-    first: tuple[Row, ...]
-    second: tuple[Row, ...]
-    environment: Mapping[str, tuple[object, object]]
-
-
-def compare(a: Figures, b: Figures) -> Compared:
-    """Match the rows of two files; of several alike, the first with the first."""
-    left: dict[tuple[object, ...], list[Row]] = {}
-    for row in b.rows:
-        left.setdefault(_identity(row), []).append(row)
-    both, first = [], []
-    for row in a.rows:
-        alike = left.get(_identity(row))
-        if alike:
-            both.append((row, alike.pop(0)))
+    pairs, only_first, left = list[Pair](), list[Row](), list(second)
+    for row in first:
+        other = next((of for of in left if _what(of) == _what(row)), None)
+        if other is None:
+            only_first.append(row)
         else:
-            first.append(row)
-    second = tuple(row for rows in left.values() for row in rows)
-    return Compared(tuple(both), tuple(first), second, _differences(a.environment, b.environment))
+            left.remove(other)
+            pairs.append((row, other))
+    return pairs, only_first, left
 
 
-def run(first: Path, second: Path, console: Console) -> Compared:
+def _what(row: Row) -> list[object]:
+    return [getattr(row, key) for key in SAME]
+
+
+def run(first: Path, second: Path, console: Console) -> None:
     """Read two files, and print how they differ.
 
     Raises:
         ConfigError: one cannot be read, or they have no row in common.
     """
-    found = compare(figures.read(first), figures.read(second))
-    if not found.both:
+    a, b = figures.read(first), figures.read(second)
+    pairs, *left = matched(a.rows, b.rows)
+    if not pairs:
         raise ConfigError(
             f"{first} and {second} have no row in common: a row is the same if its "
             f"{', '.join(SAME[:6])} and so on are; compare two runs of one command."
         )
-    for key, (a, b) in found.environment.items():
-        console.print(f"{key}: {a} | {b}", highlight=False, soft_wrap=True)
-    before, console.width = console.width, max(console.width, WIDTH)
-    console.print(table(found, first, second))
-    console.width = before
-    for name, rows in ((first, found.first), (second, found.second)):
+    for (key, one), (_, other) in zip(a.environment, b.environment, strict=True):
+        if one != other:
+            console.print(f"{key}: {one} | {other}", highlight=False, soft_wrap=True)
+    tables.show(table(pairs, f"{first} | {second}"), console)
+    for name, rows in zip((first, second), left, strict=True):
         if rows:
             words = "; ".join(_label(row) for row in rows)
             console.print(f"only in {name}: {words}", style="dim", soft_wrap=True, highlight=False)
-    return found
 
 
-def table(found: Compared, first: Path, second: Path) -> Table:
+def table(pairs: Sequence[Pair], title: str) -> Table:
     """Both values of what was measured in any row, and how many times the first the second is."""
-    keys = [
-        key for key in COMPARED if any(getattr(r, key) is not None for p in found.both for r in p)
-    ]
-    made = tables.empty(
-        f"{first} | {second}", "row", *(f"{COMPARED[key][0]}\n(ratio)" for key in keys)
-    )
-    for a, b in found.both:
-        made.add_row(_label(a), *(_pair(getattr(a, key), getattr(b, key), key) for key in keys))
+    keys = [key for key in COMPARED if any(getattr(r, key) is not None for p in pairs for r in p)]
+    made = tables.empty(title, "row", *(f"{COMPARED[key][0]}\n(ratio)" for key in keys))
+    for a, b in pairs:
+        made.add_row(_label(a), *(_cell(getattr(a, key), getattr(b, key), key) for key in keys))
     return made
 
 
-def _pair(a: float | None, b: float | None, key: str) -> str:
+def _cell(a: float | None, b: float | None, key: str) -> str:
     _, form, scale = COMPARED[key]
     if a is None and b is None:
         return NOT_MEASURED
-    ratio = f" ({b / a:.2f})" if a and b is not None and key != "psnr_db" else ""
-    return f"{number(a, form, scale)} | {number(b, form, scale)}{ratio}"
-
-
-def _identity(row: Row) -> tuple[object, ...]:
-    return tuple(getattr(row, key) for key in SAME)
+    times = ratio(b, a) if key != "psnr_db" else NOT_MEASURED
+    shown = f" ({times})" if times != NOT_MEASURED else ""
+    return f"{number(a, form, scale)} | {number(b, form, scale)}{shown}"
 
 
 def _label(row: Row) -> str:
@@ -118,8 +96,3 @@ def _label(row: Row) -> str:
     parts = [row.model, row.mode, row.backend, row.scope]
     parts += [f"{name}={value:g}" for name, value in named.items() if value is not None]
     return ", ".join(part for part in parts if part is not None)
-
-
-def _differences(a: Environment, b: Environment) -> dict[str, tuple[object, object]]:
-    pairs = {key: (value, getattr(b, key)) for key, value in a}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -10,21 +11,22 @@ from statistics import median
 from rich.console import Console
 
 from hybridiff_compile.bench import (
-    command,
+    charts,
     estimate,
     figures,
     models,
-    plots,
+    report,
     scenes,
-    sheet,
     summary,
     tables,
 )
 from hybridiff_compile.bench.command import check_least
-from hybridiff_compile.bench.measure import MODES, Made, contenders, measure
+from hybridiff_compile.bench.measure import Made, measure
 from hybridiff_compile.bench.models import DRAWING
+from hybridiff_compile.bench.ready import Job, opened
 from hybridiff_compile.quality import psnr_db
 
+MODES: tuple[figures.Mode, ...] = ("one-device", "one-device-apart", "exact", "paper", "hybrid")
 #: The modes whose pictures are shown, with the words above them.
 SHOWN: Mapping[figures.Mode, str] = {
     "one-device": "one device",
@@ -33,8 +35,6 @@ SHOWN: Mapping[figures.Mode, str] = {
     "hybrid": "hybrid",
 }
 SHOWN_PROMPTS = 5
-#: Pictures that each mode of a tiny model makes, and how few show the same in a quick run.
-PROMPTS, QUICK = 24, 3
 SHEET_NOTE = (
     "dB: PSNR against one device that runs the two branches one after the other, 100 at most. "
     "right / wrong: whether the picture shows what its caption says."
@@ -52,101 +52,80 @@ LAYOUT = tables.Layout(
         tables.RIGHT,
     ),
     footnote="PSNR and error are against one-device-apart.",
-    width=110,
 )
 
 MadeByMode = Mapping[figures.Mode, Sequence[Made]]
 
 
-@dataclass(frozen=True)
-class Demo:
+@dataclass(frozen=True, kw_only=True)
+class Demo(report.Asked):
     """What to run.
 
     Attributes:
-        names: models, in the order of the tables.
+        models: in the order of the tables.
         steps: denoising steps.
         prompts: pictures that each mode makes with a model whose pictures can be judged.
         runs: pictures that each mode makes with a model whose pictures are noise.
-        out: folder for the images and the table.
-        json: file for the figures, written after every model; None writes none.
-        thinned: what is left out to be quick, in words.
     """
 
-    names: tuple[str, ...] = DRAWING
+    models: tuple[str, ...] = DRAWING
     steps: int = 50
-    prompts: int = PROMPTS
+    prompts: int = 24
     runs: int = 3
     out: Path = Path("demo")
-    json: Path | None = None
-    thinned: str = ""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a model that does not exist or a count that makes no picture."""
-        models.check_names(self.names)
+        models.check_names(self.models)
         # A step is timed from the end of the one before it, and the paper's mode needs three.
         check_least("steps", self.steps, 3)
         check_least("prompts", self.prompts, 1)
         check_least("runs", self.runs, 1)
 
-    def pictures(self, name: str) -> int:
-        """How many each mode makes of a model."""
-        return self.prompts if name in DRAWING else self.runs
+    def captions(self, model: str) -> list[str]:
+        """The prompts of a model's pictures."""
+        captions = scenes.prompts(self.prompts, scenes.PROMPT_SEED, split="unseen")
+        return captions if model in DRAWING else captions[:1] * self.runs
 
 
 def run(demo: Demo, console: Console) -> list[figures.Row]:
     """Run every mode of every model; print the tables and write the images and the figures."""
-    rows, made = list[figures.Row](), dict[str, MadeByMode]()
-    captions = scenes.prompts(demo.prompts, scenes.PROMPT_SEED, split="unseen")
-    where = figures.environment(threads_per_rank=1)
-    with command.output(demo.out, demo.json, console) as folder:
-        counts = {name: 1 + demo.pictures(name) for name in demo.names}  # one warms up
-        each = [estimate.step_seconds(*models.opened(name)) for name in demo.names]
-        steps = [demo.steps * count for count in counts.values()]
-        seconds = [estimate.pictures(s, MODES, n) for s, n in zip(each, steps, strict=True)]
-        what = f"{', '.join(demo.names)}; {len(MODES)} ways to make the same pictures"
-        command.announce(console, sum(seconds), what)
-        with command.Telling(console, sum(1 + len(MODES) * n for n in counts.values())) as tell:
-            for name in demo.names:
-                wanted = captions if name in DRAWING else captions[:1] * demo.runs
-                made[name], found = _measure(name, wanted, demo.steps, tell)
-                tables.show(found, LAYOUT, console, demo.thinned)
-                rows += found
-                if demo.json is not None:
-                    figures.write(demo.json, rows, where)
-        tables.close(folder / "table.md", rows, LAYOUT, where, console, demo.thinned)
-        plots.step_by_step(folder / "steps.png", [trace(name, of) for name, of in made.items()])
-        drawn = {name: _shown(captions, made[name]) for name in demo.names if name in DRAWING}
+    made = dict[str, MadeByMode]()
+    with report.reporting(demo, lambda rows: LAYOUT, console) as shown:
+        counts = {model: 1 + len(demo.captions(model)) for model in demo.models}  # one warms up
+        seconds = sum(
+            estimate.pictures(estimate.step_seconds(*models.opened(model)), MODES, demo.steps * n)
+            for model, n in counts.items()
+        )
+        what = f"{', '.join(demo.models)}; {len(MODES)} ways to make the same pictures"
+        shown.begin(seconds, what, sum(1 + len(MODES) * n for n in counts.values()))
+        for model in demo.models:
+            made[model], rows = _measure(demo, model, shown.tell)
+            shown.add(*rows)
+        traces = [trace(model, of) for model, of in made.items()]
+        charts.step_by_step(shown.folder / "steps.png", traces)
+        drawn = {model: made[model] for model in demo.models if model in DRAWING}
         if drawn:
-            path = folder / "pictures.png"
-            sheet.pictures_side_by_side(path, captions[:SHOWN_PROMPTS], drawn, SHEET_NOTE)
-    console.print(f"\n{closing(rows)}", soft_wrap=True, highlight=False)
-    return rows
+            _draw(shown.folder / "pictures.png", demo.captions(DRAWING[0]), drawn)
+    console.print(f"\n{closing(shown.rows)}", soft_wrap=True, highlight=False)
+    return shown.rows
 
 
 def _measure(
-    name: str, captions: Sequence[str], steps: int, tell: command.Telling
+    demo: Demo, model: str, tell: Callable[[str], None]
 ) -> tuple[MadeByMode, list[figures.Row]]:
-    call = models.call_settings(name)
-    tell(f"{name}: starting the ranks")
-    with contenders(name) as ready:
-        made = measure(
-            ready,
-            captions,
-            tell=lambda what: tell(f"{name}: {what}"),
-            num_inference_steps=steps,
-            **call,
-        )
-        scheduler = ready[0].scheduler
-    rows = summary.rows(
-        made,
-        judge=summary.judge_of(captions) if name in DRAWING else None,
-        command="demo",
-        model=name,
-        scheduler=scheduler,
-        steps=steps,
-        guidance_scale=call["guidance_scale"],
-    )
-    return made, rows
+    """What every mode made, each with a pipeline of its own, in this process."""
+    call = {**models.call_settings(model), "num_inference_steps": demo.steps}
+    captions = demo.captions(model)
+    tell(f"{model}: starting the ranks")
+    with ExitStack() as stack:
+        jobs = [Job(model, mode, "eager", None, call) for mode in MODES]
+        ready = [stack.enter_context(opened(job)).contender for job in jobs]
+        made = measure(ready, captions, tell=lambda what: tell(f"{model}: {what}"), **call)
+    what = {"command": "demo", "model": model, "scheduler": ready[0].scheduler}
+    what |= {"steps": demo.steps, "guidance_scale": call["guidance_scale"]}
+    judge = summary.judge_of(captions) if model in DRAWING else None
+    return made, summary.rows(made, judge=judge, **what)
 
 
 def closing(rows: Sequence[figures.Row]) -> str:
@@ -172,25 +151,27 @@ def _times(speedup: float | None) -> str:
     return f"{speedup:.2f} times as fast" if speedup >= 1 else f"{1 / speedup:.2f} times as slow"
 
 
-def _shown(captions: Sequence[str], made: MadeByMode) -> dict[str, list[sheet.Shown]]:
+def _draw(path: Path, captions: Sequence[str], made: Mapping[str, MadeByMode]) -> None:
+    """Write the first pictures of the modes that are shown, side by side."""
     is_right = summary.judge_of(captions)
 
-    def shown(index: int, of: Made, reference: Made) -> sheet.Shown:
+    def shown(index: int, of: Made, reference: Made) -> charts.Shown:
         verdict = "right" if is_right(index, of) else "wrong"
         db = psnr_db(of.pictures, reference.pictures)
-        return sheet.Shown(of.pictures[0], f"{db:.0f} dB, {verdict}")
+        return charts.Shown(of.pictures[0], f"{db:.0f} dB, {verdict}")
 
-    pairs = {
-        label: list(zip(made[mode], made[summary.REFERENCE], strict=True))[:SHOWN_PROMPTS]
-        for mode, label in SHOWN.items()
+    def column(of: Sequence[Made], reference: Sequence[Made]) -> list[charts.Shown]:
+        pairs = list(zip(of, reference, strict=True))[:SHOWN_PROMPTS]
+        return [shown(i, *pair) for i, pair in enumerate(pairs)]
+
+    columns = {
+        model: {words: column(by[mode], by[summary.REFERENCE]) for mode, words in SHOWN.items()}
+        for model, by in made.items()
     }
-    return {
-        label: [shown(i, of, reference) for i, (of, reference) in enumerate(both)]
-        for label, both in pairs.items()
-    }
+    charts.pictures_side_by_side(path, captions[:SHOWN_PROMPTS], columns, SHEET_NOTE)
 
 
-def trace(name: str, made: MadeByMode) -> plots.Trace:
+def trace(name: str, made: MadeByMode) -> charts.Trace:
     """What happened step by step: discrepancies of the exact run, times of the paper's run."""
     shown = summary.typical(made["paper"])
     report = shown.report
@@ -198,7 +179,7 @@ def trace(name: str, made: MadeByMode) -> plots.Trace:
     alike = [m for m in made["paper"] if m.report and report and m.report.tau1 == report.tau1]
     times = zip(*(m.step_seconds for m in alike), strict=True)
     exact = [m.report.steps for m in made["exact"] if m.report is not None]
-    return plots.Trace(
+    return charts.Trace(
         model=name,
         discrepancies=[
             [s.discrepancy for s in steps if s.discrepancy is not None] for steps in exact

@@ -14,50 +14,32 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from statistics import median
 from typing import Any
 
-from hybridiff_compile.bench import command, ranks
+from hybridiff_compile.bench import command
 from hybridiff_compile.bench.measure import Made, make, one_thread
-from hybridiff_compile.bench.ready import PROMPT, Job, Ready, opened
+from hybridiff_compile.bench.ready import PROMPT, Job, opened
 from hybridiff_compile.errors import HybridiffError
 
 _LAST_CHARACTERS, _LAST_SECONDS = 4000, 10
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What a row's processes took so far.
-
-    Attributes:
-        peak_rss_mb, peak_pss_mb, graphs, recompiles: as in the figures.
-        first_picture_seconds: from a loaded pipeline to its first picture, waiting aside.
-        denoiser_ms: median of one device's denoiser calls after the first; None on two ranks.
-    """
-
-    peak_rss_mb: tuple[float, ...]
-    peak_pss_mb: tuple[float, ...]
-    graphs: tuple[int, ...]
-    recompiles: int
-    first_picture_seconds: float
-    denoiser_ms: float | None
 
 
 class Entrant:
     """A row's process, seen from the command.
 
     Attributes:
+        job: what it measures.
         scheduler: class name of its pipeline's scheduler.
-        ready_seconds: until it could make its first picture; None where nothing was prepared.
+        taken: see `Ready.taken`; empty before its first picture.
     """
 
     def __init__(self, job: Job, connection: Connection, process: BaseProcess) -> None:
         self.job = job
         self._connection, self._process = connection, process
-        self.scheduler, self.ready_seconds = self._answer()
+        self.taken: dict[str, Any] = {}
+        self.scheduler: str = self._answer()
 
     def make(self, seed: int) -> Made:
         """Make the picture of a seed.
@@ -66,20 +48,17 @@ class Entrant:
             HybridiffError: it failed.
         """
         self._connection.send(seed)
-        return self._answer()
-
-    def totals(self) -> Totals:
-        """What its processes took so far; a picture was made before."""
-        self._connection.send(None)
-        return self._answer()
+        made, self.taken = self._answer()
+        return made
 
     def _answer(self) -> Any:
         try:
             answer = self._connection.recv()
         except (EOFError, OSError) as e:
             self._process.join(5)
-            answer = f"it ended with exit code {self._process.exitcode} ({type(e).__name__})"
-        if isinstance(answer, str):
+            code = self._process.exitcode
+            answer = HybridiffError(f"it ended with exit code {code} ({type(e).__name__})")
+        if isinstance(answer, HybridiffError):
             raise HybridiffError(
                 f"{self.job.model}, mode {self.job.mode}, backend {self.job.backend}: the process "
                 f"that measures it failed; see what it said last, and run again:\n{answer}"
@@ -129,38 +108,19 @@ def serve(job: Job, connection: Connection) -> None:
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     try:
         with command.ended_cleanly(), one_thread(), opened(job) as ready:
-            connection.send((ready.contender.scheduler, ready.seconds))
-            _answer(job, ready, connection)
+            connection.send(ready.contender.scheduler)
+            watch, first = ready.watch(), None
+            while True:
+                made = make(ready.contender, PROMPT, connection.recv(), **job.call)
+                watch.look()
+                first = first or made.seconds
+                answer = pickle.dumps((made, ready.taken(watch, first)))
+                # `send` would share a tensor's memory by a socket, whose path may be too long.
+                connection.send_bytes(answer)
     except (EOFError, BrokenPipeError):
         return
     except Exception:
-        connection.send(traceback.format_exc()[-_LAST_CHARACTERS:])
-
-
-def _answer(job: Job, ready: Ready, connection: Connection) -> None:
-    watch, first = ranks.Watch(ready.pids), ready.first_picture_seconds
-    while True:
-        seed = connection.recv()
-        if seed is None:
-            connection.send(_totals(ready, watch, first or 0.0))
-            continue
-        made = make(ready.contender, PROMPT, seed, **job.call)
-        first = ready.preparing_seconds + made.seconds if first is None else first
-        watch.look()
-        # As bytes: `send` would share a tensor's memory by a socket, whose path may be too long.
-        connection.send_bytes(pickle.dumps(made))
-
-
-def _totals(ready: Ready, watch: ranks.Watch, first: float) -> Totals:
-    seconds = ready.timed.seconds if ready.timed else ()
-    return Totals(
-        peak_rss_mb=tuple(b / 1e6 for b in watch.peak_rss()),
-        peak_pss_mb=tuple(b / 1e6 for b in watch.peak_pss),
-        graphs=ready.graphs,
-        recompiles=sum(ready.compilations()) - ready.compiled,
-        first_picture_seconds=first,
-        denoiser_ms=1000 * median(seconds[1:]) if seconds else None,
-    )
+        connection.send(HybridiffError(traceback.format_exc()[-_LAST_CHARACTERS:]))
 
 
 def _end_with_the_command() -> None:

@@ -42,23 +42,23 @@ def pictures(step: float, modes: Collection[str], steps: int) -> float:
     return made + _RANKS * sum(mode != "one-device" for mode in modes)
 
 
-def rows(step: float, of: Sequence[Variant], steps: int) -> float:
-    """Seconds of rows in processes of their own; arguments as for `pictures`."""
-    compiled = [_compile(step, mode != "one-device") for mode, how, _ in of if how != "eager"]
-    return pictures(step, [mode for mode, *_ in of], steps) + _PROCESS * len(of) + sum(compiled)
+def rows(step: float, of: Sequence[Variant], steps: int, again: bool = False) -> float:
+    """Seconds of rows in processes of their own.
 
-
-def compiling(step: float, of: Sequence[Variant]) -> float:
-    """Seconds until rows were compiled, cold and warm, or exported and loaded."""
-    found = 0.0
+    Args:
+        step, steps: as of `pictures`.
+        of: the rows.
+        again: whether those that are compiled are made ready once more, with a warm cache or from
+            a package.
+    """
+    found = pictures(step, [mode for mode, *_ in of], steps) + _PROCESS * len(of)
     for mode, backend, scope in of:
-        ready = _PROCESS + _RANKS * (mode != "one-device")
-        found += ready
         if backend != "eager":
-            found += _compile(step, scope == "regional") + ready + _WARM * _compile(step)
+            found += (_REGIONAL if scope == "regional" else 1.0) * _compile(step)
+            found += (pictures(step, [mode], 0) + _PROCESS + _WARM * _compile(step)) * again
     return found
 
 
-def _compile(step: float, repeated: bool = False) -> float:
-    """Seconds of compiling: all of it, or each repeated block once."""
-    return (_COMPILE + _COMPILE_STEPS * step) * (_REGIONAL if repeated else 1.0)
+def _compile(step: float) -> float:
+    """Seconds of compiling all of it."""
+    return _COMPILE + _COMPILE_STEPS * step

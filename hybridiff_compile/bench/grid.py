@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
 from hybridiff_compile import config
-from hybridiff_compile.bench.figures import Mode, Row
+from hybridiff_compile.bench.figures import Row
+from hybridiff_compile.bench.models import check_names
 from hybridiff_compile.config import TOLERANCES, Config, Controlled, Pinned, SwitchSettings
 from hybridiff_compile.errors import ConfigError
 
 #: What a sweep compares unless it is told.
 COMPARED: tuple[config.Mode, ...] = ("paper", "guided", "forecast", "hybrid")
 MODES: tuple[config.Mode, ...] = ("exact", *COMPARED, "asyncdiff")
+_SWITCHING = ("tau1", "k", "m", "tolerance", "estimator")
 #: The settings that each of them takes.
 _TAKES: dict[str, tuple[str, ...]] = {
     "exact": (),
@@ -49,8 +51,8 @@ class Point:
 
     def settings(self) -> dict[str, Any]:
         """The keywords of `optimize`."""
-        names = [field.name for field in fields(self) if field.name != "as_paper"]
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        del given["as_paper"]
         return {"gpus": self.gpus, **given}
 
     def resolved(self, paper: Row | None) -> Point:
@@ -68,14 +70,10 @@ class Point:
             ConfigError: a value is out of its range, or the run is too short for it.
         """
         switching = Config(**self.settings()).switching(family, steps)
-        if isinstance(switching, Pinned):
-            pinned = {"tau1": switching.tau1, "k": switching.k, "m": switching.m}
-            return {**pinned, "estimator": switching.estimator}
-        if isinstance(switching, Controlled):
-            found = {"m": switching.m, "tolerance": switching.tolerance}
-            found |= {"estimator": switching.estimator}
-            return {"tau1": None, "k": None, **found}  # the pictures' own say nothing of them
-        return {}
+        if not isinstance(switching, Pinned | Controlled):
+            return {}
+        # None of what a mode does not know: its pictures say nothing of that.
+        return {name: getattr(switching, name, None) for name in _SWITCHING}
 
 
 #: What a plain sweep compares. Guided and forecast take 40 of 50 steps from step 6 on.
@@ -89,32 +87,24 @@ STANDARD = (
 )
 
 
-def points(
-    modes: Sequence[str] = (),
-    *,
-    tau1: Sequence[int] = (),
-    k: Sequence[int] = (),
-    m: Sequence[int] = (),
-    tolerance: Sequence[str] = (),
-    estimator: Sequence[str] = (),
-) -> tuple[Point, ...]:
+def points(modes: Sequence[str] = (), **given: Sequence[Any]) -> tuple[Point, ...]:
     """The points to run: STANDARD, or every combination of what was given.
 
     Args:
         modes: those of COMPARED if none is given.
-        tau1, k, m, tolerance, estimator: each mode takes what it knows of them; tolerances are
-            numbers, or names of TOLERANCES.
+        given: values of tau1, k, m, tolerance, estimator; each mode takes what it knows of them.
+            A tolerance is a number, or a name of TOLERANCES, in words.
 
     Raises:
         ConfigError: an unknown mode or tolerance, or a setting that none of the modes takes.
     """
-    tolerances = [_tolerance(t) for t in tolerance]
-    given: dict[str, Sequence[Any]] = {"tau1": tau1, "k": k, "m": m}
-    given |= {"tolerance": tolerances, "estimator": estimator}
-    given = {name: tuple(dict.fromkeys(values)) for name, values in given.items() if values}
+    given = {name: tuple(dict.fromkeys(given[name])) for name in _SWITCHING if given.get(name)}
+    if "tolerance" in given:
+        given["tolerance"] = [_tolerance(text) for text in given["tolerance"]]
     if not modes and not given:
         return STANDARD
-    chosen = _modes(modes)
+    check_names(modes, MODES, "mode")
+    chosen: Sequence[config.Mode] = [mode for mode in MODES if mode in modes] or COMPARED
     lost = [name for name in given if not any(name in _TAKES[mode] for mode in chosen)]
     if lost:
         raise ConfigError(
@@ -122,19 +112,10 @@ def points(
         )
     found: list[Point] = []
     for mode in chosen:
-        taken = {name: values for name, values in given.items() if name in _TAKES[mode]}
-        found += [
-            Point(mode, **dict(zip(taken, values, strict=True)))
-            for values in product(*taken.values())
-        ]
+        taken = [name for name in given if name in _TAKES[mode]]
+        every = product(*(given[name] for name in taken))
+        found += [Point(mode, **dict(zip(taken, values, strict=True))) for values in every]
     return tuple(found)
-
-
-def _modes(names: Sequence[str]) -> tuple[config.Mode, ...]:
-    unknown = [name for name in names if name not in MODES]
-    if unknown:
-        raise ConfigError(f"unknown mode {', '.join(unknown)}; choose from {', '.join(MODES)}.")
-    return tuple(mode for mode in MODES if mode in names) or COMPARED
 
 
 def _tolerance(text: str) -> float | str:
@@ -150,14 +131,10 @@ def _tolerance(text: str) -> float | str:
 
 def label(row: Row) -> str:
     """A row in a few words: `paper k=5`, `forecast k=40 m=2`, `hybrid 0.02`."""
-    parts = [row.mode, f"k={row.k}" if row.k else "", f"m={row.m}" if _shows_m(row) else ""]
+    shows_m = row.m is not None and (row.mode, row.m) != ("guided", 1)  # which is its default
+    parts = [row.mode, f"k={row.k}" if row.k else "", f"m={row.m}" if shows_m else ""]
     if row.mode == "hybrid":
         parts = [f"hybrid {row.tolerance:g}"]
     if row.estimator not in (None, "linear"):  # the default
         parts.append(row.estimator)
     return " ".join(part for part in parts if part)
-
-
-def _shows_m(row: Row) -> bool:
-    default: dict[Mode, int] = {"guided": 1}
-    return row.m is not None and row.m != default.get(row.mode)

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from hybridiff_compile import optimize
-from hybridiff_compile.bench import models
 from hybridiff_compile.bench.figures import Mode
 from hybridiff_compile.quality import Pictures
 from hybridiff_compile.runtime.report import RunReport
 
-#: How `optimize` is called for each mode; None leaves the pipeline as it is.
-MODES: Mapping[Mode, dict[str, Any] | None] = {
-    "one-device": None,
-    "one-device-apart": {"gpus": 1, "mode": "exact"},
-    "exact": {"gpus": 2, "mode": "exact"},
-    "paper": {"gpus": 2, "mode": "paper"},
-    "hybrid": {"gpus": 2, "mode": "hybrid"},
-}
+Name = TypeVar("Name", bound=str)
+#: How `optimize` is called for mode `one-device-apart`.
+APART: Mapping[str, Any] = {"gpus": 1, "mode": "exact"}
 
 
 @dataclass(frozen=True)
@@ -64,59 +58,30 @@ class Made:
     report: RunReport | None
 
 
-@dataclass
-class _StepClock:
-    """A pipeline's `callback_on_step_end`: notes the time and the latents."""
-
-    ends: list[float] = field(default_factory=list)
-    latents: torch.Tensor | None = None
-
-    def __call__(
-        self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
-    ) -> dict[str, Any]:
-        self.ends.append(time.perf_counter())
-        self.latents = tensors["latents"]
-        return {}
-
-
-@contextmanager
-def contenders(name: str, modes: Sequence[Mode] = tuple(MODES)) -> Iterator[list[Contender]]:
-    """Load a pipeline for each mode and optimize it; restore and close them all at the end.
-
-    Each mode has a pipeline of its own so that pictures can be made in turn: a machine that slows
-    down then slows all modes alike. Workers that wait use no processor time.
-    """
-    with ExitStack() as stack:
-        ready = []
-        for mode in modes:
-            pipe, _ = models.opened(name)
-            scheduler, settings = type(pipe.scheduler).__name__, MODES[mode]
-            if settings is None:
-                ready.append(Contender(mode, scheduler, pipe))
-                continue
-            model = stack.enter_context(optimize(pipe, **settings))
-            ready.append(Contender(mode, scheduler, model, lambda model=model: model.report))
-        yield ready
-
-
 def make(contender: Contender, prompt: str, seed: int, **call: Any) -> Made:
     """Make one prompt's picture and note how long each part took."""
-    clock = _StepClock()
+    ends, last = list[float](), dict[str, torch.Tensor]()
+
+    def step_ended(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        ends.append(time.perf_counter())
+        last.update(tensors)
+        return {}
+
     begin = time.perf_counter()
     out = contender.make(
         prompt,
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="np",
-        callback_on_step_end=clock,
+        callback_on_step_end=step_ended,
         **call,
     )
     seconds = time.perf_counter() - begin
-    if clock.latents is None:
+    if not ends:
         raise ValueError(f"{contender.mode}: the pipeline ran no step")
     return Made(
         seconds=seconds,
-        step_seconds=tuple(np.diff(clock.ends).tolist()),
-        latents=clock.latents.detach().clone(),
+        step_seconds=tuple(np.diff(ends).tolist()),
+        latents=last["latents"].detach().clone(),
         pictures=np.asarray(out.images),
         report=contender.report(),
     )
@@ -129,27 +94,47 @@ def measure(
     tell: Callable[[str], None] = lambda what: None,
     **call: Any,
 ) -> dict[Mode, list[Made]]:
-    """Make every prompt's picture with every contender, after one warm-up picture each.
+    """Make every prompt's picture with every contender, in turn.
 
     Args:
-        ready: the contenders; each round of them starts with another one.
+        ready: the contenders, of one mode each.
         prompts: prompt i gets seed i, with every contender.
-        tell: told what begins, a mode's picture of a round, warm-up included.
+        tell: see `in_turn`.
         call: further keywords of the pipeline's call.
 
     Returns:
         What each mode made, in the order of the prompts.
     """
-    made: dict[Mode, list[Made]] = {contender.mode: [] for contender in ready}
+
+    def maker(contender: Contender) -> Callable[[int], Made]:
+        return lambda seed: make(contender, prompts[seed], seed, **call)
+
     with one_thread():
-        for contender in ready:
-            tell(f"{contender.mode}, warming up")
-            make(contender, prompts[0], 0, **call)
-        for seed, prompt in enumerate(prompts):
-            first = seed % len(ready)
-            for contender in (*ready[first:], *ready[:first]):
-                tell(f"{contender.mode}, picture {seed + 1} of {len(prompts)}")
-                made[contender.mode].append(make(contender, prompt, seed, **call))
+        return in_turn({c.mode: maker(c) for c in ready}, len(prompts), tell)
+
+
+def in_turn(
+    makers: Mapping[Name, Callable[[int], Made]], rounds: int, tell: Callable[[str], None]
+) -> dict[Name, list[Made]]:
+    """What each maker made after a picture that warms up; each round starts with another one.
+
+    A machine that slows down then slows all of them alike.
+
+    Args:
+        makers: by name; each makes the picture of a seed.
+        rounds: of seeds from 0 on; 0 warms up.
+        tell: told what begins, in a few words: a name and its turn, warm-up included.
+    """
+    made: dict[Name, list[Made]] = {name: [] for name in makers}
+    for name in made:
+        tell(f"{name}, warming up")
+        makers[name](0)
+    for seed in range(rounds):
+        names = deque(made)
+        names.rotate(-seed)
+        for name in names:
+            tell(f"{name}, picture {seed + 1} of {rounds}")
+            made[name].append(makers[name](seed))
     return made
 
 

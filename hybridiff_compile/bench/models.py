@@ -34,7 +34,7 @@ _CALL_SETTINGS: dict[str, dict[str, Any]] = {
 
 def load(name: str) -> DiffusionPipeline:
     """Load one of NAMES, on the CPU in fp32, offline."""
-    _known(name)
+    check_names([name])
     folder = ASSETS / ("tiny-sdxl" if name == "sdxl-small" else name)
     pipe = load_folder(folder, **({} if name == "tiny-sd3" else {"add_watermarker": False}))
     return _with_large_unet(pipe) if name == "sdxl-small" else pipe
@@ -85,7 +85,7 @@ def opened(model: str) -> tuple[Any, dict[str, Any]]:
 
 def call_settings(name: str) -> dict[str, Any]:
     """The keywords of a pipeline call that the model was trained for (a new dict each time)."""
-    _known(name)
+    check_names([name])
     return dict(_CALL_SETTINGS[name])
 
 
@@ -94,11 +94,6 @@ def check_names(names: Sequence[str], known: Sequence[str] = NAMES, what: str = 
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"unknown {what} {', '.join(unknown)}; choose from {', '.join(known)}.")
-
-
-def _known(name: str) -> None:
-    if name not in NAMES:
-        raise ValueError(f"unknown model {name!r}: it is one of {', '.join(NAMES)}")
 
 
 def _with_large_unet(pipe: Any) -> DiffusionPipeline:

@@ -17,20 +17,19 @@ from hybridiff_compile.runtime.fleet import Fleet
 _KB = 1024
 
 
-def own_pid() -> int:
-    """The process of rank 0, which is this one."""
-    return os.getpid()
-
-
-def worker_pid(model: Model) -> int:
-    """The process of rank 1, which the model started."""
+def pids(model: Model | None) -> list[int]:
+    """The processes of the ranks: this one, and the one that a model on two ranks started."""
+    if model is None:
+        return [os.getpid()]
     process = _fleet(model)._process
     assert process is not None, "a worker of a launcher is another machine's matter"
-    return process.pid
+    return [os.getpid(), process.pid]
 
 
-def compilations(model: Model) -> list[int]:
+def compilations(model: Model | None) -> list[int]:
     """Graphs that each rank has compiled so far, or taken compiled from the ranks' cache."""
+    if model is None:
+        return [lower.compilations()]
     return [lower.compilations(), _fleet(model).ask(messages.Ask()).compilations]
 
 

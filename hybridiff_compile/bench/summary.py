@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median, median_low
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ from hybridiff_compile.bench.cost import forwards
 from hybridiff_compile.bench.figures import Mode, PhaseName, Row
 from hybridiff_compile.bench.measure import Made
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.quality import max_abs_error, psnr_db, to_bytes
+from hybridiff_compile.quality import Pictures, max_abs_error, psnr_db, to_bytes
 
 REFERENCE: Mode = "one-device-apart"
 #: Whether picture number i shows what prompt number i asks for.
@@ -33,18 +33,13 @@ def judge_of(captions: Sequence[str]) -> Judge:
 def rows(
     made: Mapping[Mode, Sequence[Made]], *, judge: Judge | None = None, **what: Any
 ) -> list[Row]:
-    """Sum up each mode.
+    """A row for each mode; keywords as of `row`.
 
     Args:
         made: what each mode made, in the order of the prompts, `one-device` and the reference too.
-        judge: None when the pictures show nothing that could be judged.
-        what: what was run: command, model, scheduler, steps and so on.
     """
-    seconds = median(m.seconds for m in made["one-device"])
-    return [
-        row(mode, of, made[REFERENCE], judge=judge, one_device=seconds, **what)
-        for mode, of in made.items()
-    ]
+    what |= {"judge": judge, "one_device": median(m.seconds for m in made["one-device"])}
+    return [row(mode, of, made[REFERENCE], **what) for mode, of in made.items()]
 
 
 def row(
@@ -68,26 +63,8 @@ def row(
     """
     seconds = [m.seconds for m in made]
     shown = typical(made)
-    found: dict[str, Any] = {}
-    if shown.report is not None:
-        found |= {"bytes_sent": shown.report.bytes_sent, "tau1": shown.report.tau1}
-        if shown.report.tau1 is not None and shown.report.tau2 is not None:
-            found["k"] = shown.report.tau2 - shown.report.tau1
-    if reference is not None and mode != REFERENCE:
-        found["max_abs_error"] = max_abs_error(
-            [m.latents for m in made], [m.latents for m in reference]
-        )
-        found["psnr_db"] = psnr_db(
-            np.concatenate([m.pictures for m in made]),
-            np.concatenate([m.pictures for m in reference]),
-        )
-    if judge is not None:
-        right = [judge(index, m) for index, m in enumerate(made)]
-        found |= {"prompts_right": sum(right) / len(right), "prompts": len(right)}
     batch, height, width, _ = made[0].pictures.shape
-    if one_device is not None:
-        found["speedup"] = one_device / median(seconds)
-    found |= {
+    found: dict[str, Any] = {
         "batch": batch,
         "height": height,
         "width": width,
@@ -99,7 +76,25 @@ def row(
         "runs": len(seconds),
         "step_ms_by_phase": step_ms_by_phase(made),
     }
+    if shown.report is not None:
+        tau1, tau2 = shown.report.tau1, shown.report.tau2
+        found |= {"bytes_sent": shown.report.bytes_sent, "tau1": tau1}
+        found["k"] = None if tau1 is None or tau2 is None else tau2 - tau1
+    if reference is not None and mode != REFERENCE:
+        pairs = [m.latents for m in made], [m.latents for m in reference]
+        found["max_abs_error"] = max_abs_error(*pairs)
+        found["psnr_db"] = psnr_db(pictures(made), pictures(reference))
+    if judge is not None:
+        right = [judge(index, m) for index, m in enumerate(made)]
+        found |= {"prompts_right": sum(right) / len(right), "prompts": len(right)}
+    if one_device is not None:
+        found["speedup"] = one_device / median(seconds)
     return Row(mode=mode, **{**found, **what})
+
+
+def pictures(made: Sequence[Made]) -> Pictures:
+    """All of them, as one array."""
+    return np.concatenate([m.pictures for m in made])
 
 
 def typical(made: Sequence[Made]) -> Made:
@@ -120,25 +115,20 @@ def phases(made: Made) -> list[Phase]:
 
 def step_ms_by_phase(made: Sequence[Made]) -> dict[PhaseName, float]:
     """Median milliseconds of a step in each phase, over all pictures."""
-    times: dict[PhaseName, list[float]] = defaultdict(list)
-    for m in made:
-        # The first step has no step before it from whose end it could be timed.
-        for phase, seconds in zip(phases(m)[1:], m.step_seconds, strict=True):
-            times[phase_name(phase)].append(1000 * seconds)
-    return {name: median(of) for name, of in times.items()}
+    # The first step has no step before it from whose end it could be timed.
+    return _medians(p for m in made for p in zip(phases(m)[1:], m.step_seconds, strict=True))
 
 
 def driver_ms_by_phase(made: Sequence[Made]) -> dict[PhaseName, float]:
     """Median milliseconds of a denoiser call in each phase on two ranks, by the driver's clock."""
-    times: dict[PhaseName, list[float]] = defaultdict(list)
-    for step in (s for m in made if m.report for s in m.report.steps):
-        times[phase_name(step.phase)].append(1000 * step.seconds)
+    return _medians((s.phase, s.seconds) for m in made if m.report for s in m.report.steps)
+
+
+def _medians(steps: Iterable[tuple[Phase, float]]) -> dict[PhaseName, float]:
+    times: dict[Any, list[float]] = defaultdict(list)
+    for phase, seconds in steps:
+        times[phase.kind].append(1000 * seconds)
     return {name: median(of) for name, of in times.items()}
-
-
-def phase_name(phase: Phase) -> PhaseName:
-    """A phase's name in the figures."""
-    return phase.kind  # pyright: ignore[reportReturnType]
 
 
 def steps_by_phase(made: Made) -> dict[PhaseName, int]:

@@ -5,41 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import get_args
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hybridiff_compile.bench.command import counted
 from hybridiff_compile.bench.figures import Environment, PhaseName, Row
 
 NOT_MEASURED = "-"
 PHASES = "serial / pip.\n/ forecast"
+#: A terminal that is narrower had better wrap the lines than cut the figures.
+_WIDTH = 190
 #: Head, unit, text of the cell.
 Column = tuple[str, str, Callable[[Row], str]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a command shows its rows.
-
-    Attributes:
-        columns: of its tables.
-        footnote: what they mean.
-        titled: heads of columns that a terminal's tables say in their titles.
-        width: a terminal that is narrower had better wrap the lines than cut the figures.
-    """
+    """How a command shows its rows: the columns of its tables, and what they mean."""
 
     columns: tuple[Column, ...]
     footnote: str
-    titled: tuple[str, ...] = ()
-    width: int = 142
-
-
-def setting(row: Row) -> tuple[str, str | None, int | None]:
-    """What the rows of one table have in common."""
-    return row.model, row.scheduler, row.steps
 
 
 def header(where: Environment) -> str:
@@ -50,47 +38,24 @@ def header(where: Environment) -> str:
     )
 
 
-def show(rows: Sequence[Row], layout: Layout, console: Console, thinned: str = "") -> None:
-    """Print a table for each setting.
+def tables(rows: Sequence[Row], layout: Layout, thinned: str = "") -> list[Table]:
+    """One table for each model with its sampler and steps, in the order of the rows.
 
     Args:
         rows: in order.
         layout: of them.
-        console: to print on.
         thinned: what was left out to be quick, if anything was.
     """
-    before, console.width = console.width, max(console.width, layout.width)
-    for table in terminal_tables(rows, layout, thinned):
-        console.print()
-        console.print(table)
-    console.width = before
-
-
-def close(
-    path: Path,
-    rows: Sequence[Row],
-    layout: Layout,
-    where: Environment,
-    console: Console,
-    thinned: str = "",
-) -> None:
-    """Print what the tables were measured on and what their columns mean, and write all of it."""
-    for text in (header(where), layout.footnote):
-        console.print(f"\n{text}", style="dim", highlight=False)
-    path.write_text(markdown(rows, layout, where, thinned), encoding="utf-8")
-
-
-def terminal_tables(rows: Sequence[Row], layout: Layout, thinned: str = "") -> list[Table]:
-    """One table for each setting, in the order of the rows."""
-    columns = [c for c in layout.columns if c[0] not in layout.titled]
     found = []
-    for _, group in groupby(rows, key=setting):
+    for _, group in groupby(rows, key=lambda row: (row.model, row.scheduler, row.steps)):
         of = list(group)
-        table = empty(_title(of[0]), *(f"{head}\n{unit}" for head, unit, _ in columns))
-        table.caption = "\n".join(text for text in (thinned, _bound(of)) if text) or None
+        table = empty(_title(of[0]), *(f"{head}\n{unit}" for head, unit, _ in layout.columns))
+        said = "T(2B)/T(B) = {:.2f}: the most that exact can gain on this device."
+        notes = (thinned, said.format(bound) if (bound := batching(of)) else "")
+        table.caption = "\n".join(text for text in notes if text)
         table.show_edge = table.pad_edge = False
         for row in of:
-            table.add_row(*(cell(row) for _, _, cell in columns))
+            table.add_row(*(cell(row) for _, _, cell in layout.columns))
         found.append(table)
     return found
 
@@ -104,51 +69,46 @@ def empty(title: str, *heads: str) -> Table:
     return table
 
 
-def markdown(rows: Sequence[Row], layout: Layout, where: Environment, thinned: str = "") -> str:
-    """A document: the machine, all rows as one table, what the columns mean."""
-    texts = [header(where), *([thinned] if thinned else []), lines(rows, layout), layout.footnote]
-    return "\n\n".join(texts) + "\n"
+def show(table: Table, console: Console) -> None:
+    """Print a table with all of its figures, whatever the terminal's width."""
+    before, console.width = console.width, max(console.width, _WIDTH)
+    console.print()
+    console.print(table)
+    console.width = before
 
 
-def lines(rows: Sequence[Row], layout: Layout) -> str:
-    """All rows as one Markdown table, the model in the first column."""
-    heads = ["model", *(" ".join(f"{head} {unit}".split()) for head, unit, _ in layout.columns)]
-    found = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
-    found += [[row.model, *(cell(row) for _, _, cell in layout.columns)] for row in rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in found)
+def markdown(table: Table) -> str:
+    """A table with its title and caption, in Markdown."""
+    columns = [[_one_line(str(c.header)), "---:", *map(str, c.cells)] for c in table.columns]
+    columns[0][1] = "---"
+    lines = [f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True)]
+    return "\n\n".join(str(text) for text in (table.title, "\n".join(lines), table.caption) if text)
 
 
 def line(row: Row, layout: Layout) -> str:
     """A row as it is known, in a line: what was measured of it, with its heads."""
     name, *columns = layout.columns
-    cells = [(" ".join(f"{head} {unit}".split()), cell(row)) for head, unit, cell in columns]
+    cells = [(_one_line(f"{head} {unit}"), cell(row)) for head, unit, cell in columns]
     shown = [f"{head} {text}" for head, text in cells if set(text) - set("-/ ")]
     return f"{row.model}, {name[2](row)}: {', '.join(shown)}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def batching(rows: Iterable[Row]) -> float | None:
     """T(2B)/T(B) on one device: what exact could reach at best, all else being free.
 
     A step of `one-device` is one call of both branches, one of `one-device-apart` is two calls.
+    None unless both are there with the backend of exact.
     """
-    rows = list(rows)
-    backend = next((row.backend for row in rows if row.mode == "one-device-apart"), None)
-    if any(row.backend != backend for row in rows if row.mode == "exact"):
-        return None  # a bound of others than these
-    step = {
-        row.mode: (row.step_ms_by_phase or {}).get("serial")
-        for row in rows
-        if row.backend == backend
+    step = {(row.mode, row.backend): (row.step_ms_by_phase or {}).get("serial") for row in rows}
+    (backend, *others) = {of for mode, of in step if mode in ("one-device-apart", "exact")} or {
+        None
     }
-    together, apart = step.get("one-device"), step.get("one-device-apart")
-    return 2 * together / apart if together and apart else None
-
-
-def _bound(rows: Sequence[Row]) -> str:
-    bound = batching(rows)
-    if bound is None:
-        return ""
-    return f"T(2B)/T(B) = {bound:.2f}: the most that exact can gain on this device."
+    together, apart = (step.get((mode, backend)) for mode in ("one-device", "one-device-apart"))
+    return 2 * together / apart if together and apart and not others else None
 
 
 def _title(row: Row) -> str:
@@ -158,7 +118,7 @@ def _title(row: Row) -> str:
         f"{row.steps} steps" if row.steps else None,
         f"guidance {row.guidance_scale:g}" if row.guidance_scale is not None else None,
         f"{row.width} x {row.height}" if row.width and row.height else None,
-        f"median of {row.runs} pictures" if row.runs else None,
+        f"median of {counted(row.runs, 'picture')}" if row.runs else None,
     ]
     return ", ".join(part for part in parts if part)
 
@@ -166,6 +126,11 @@ def _title(row: Row) -> str:
 def number(value: float | None, form: str, scale: float = 1) -> str:
     """A figure's text, or a dash."""
     return NOT_MEASURED if value is None else format(value * scale, form)
+
+
+def ratio(value: float | None, of: float | None) -> str:
+    """How many times the one is the other, or a dash."""
+    return number(value / of, ".2f") if value is not None and of else NOT_MEASURED
 
 
 def by_phase(values: Mapping[PhaseName, float] | None, form: str) -> str:

@@ -16,20 +16,21 @@ from hybridiff_compile.cli.app import app, quiet
 def demo(
     model: Annotated[
         list[str] | None,
-        typer.Option(help=f"{options.NAMES}; give it again for more  [default: both tiny]"),
+        typer.Option(help=f"{options.NAMES}; give it again for more.", show_default="both tiny"),
     ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
     prompts: Annotated[
         int | None,
         typer.Option(
-            help="Pictures that each mode of a tiny model makes, and is judged on.  "
-            "[default: 24; with --quick, 4]"
+            help="Pictures that each mode of a tiny model makes, and is judged on.",
+            show_default=f"{options.PROMPTS}; with --quick, {options.QUICK_PROMPTS}",
         ),
     ] = None,
     runs: Annotated[
         int | None,
         typer.Option(
-            help="Pictures that each mode of sdxl-small makes: noise, for speed only.  [default: 3]"
+            help="Pictures that each mode of sdxl-small makes: noise, for speed only.",
+            show_default="3",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the images and the table.")] = Path("demo"),
@@ -43,13 +44,15 @@ def demo(
 
     thin, names = options.Thinned(quick), tuple(dict.fromkeys(model or demonstration.DRAWING))
     if any(name in demonstration.DRAWING for name in names):
-        prompts = thin("pictures a mode", prompts, demonstration.PROMPTS, demonstration.QUICK)
+        prompts = thin("pictures a mode", prompts, options.PROMPTS, options.QUICK_PROMPTS)
     if "sdxl-small" in names:
         runs = thin("pictures a mode of sdxl-small", runs, 3, 1)
-    few = {"prompts": prompts, "runs": runs}
-    few = {name: count for name, count in few.items() if count is not None}
+    counts = {"prompts": prompts, "runs": runs}
+    few: Any = {name: count for name, count in counts.items() if count is not None}
     with ended_cleanly():
-        asked = demonstration.Demo(names, steps, out=out, json=json, thinned=thin.words, **few)
+        asked = demonstration.Demo(
+            models=names, steps=steps, out=out, json=json, thinned=thin.words, **few
+        )
         demonstration.run(asked, Console())
 
 
@@ -65,19 +68,19 @@ def bench(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"{options.NAMES}, or a pipeline's folder; again for more  [default: all]"
+            help=f"{options.NAMES}, or a pipeline's folder; again for more.", show_default="all"
         ),
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="Of the modes on two ranks: inductor or eager.  [default: inductor]"),
+        typer.Option(help="Of the modes on two ranks: inductor or eager.", show_default="inductor"),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="Denoising steps of a picture.  [default: 50; with --compile, 12]"),
+        typer.Option(help="Denoising steps of a picture.", show_default="50; with --compile, 12"),
     ] = None,
     runs: Annotated[
-        int | None, typer.Option(help="Pictures of each row after its first one.  [default: 3]")
+        int | None, typer.Option(help="Pictures of each row after its first.", show_default="3")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the table and the chart.")] = Path("bench"),
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
@@ -85,8 +88,9 @@ def bench(
 ) -> None:
     """Measure one device, exact, paper, hybrid and AsyncDiff's way against each other."""
     quiet()
+    from hybridiff_compile.bench import bench as benchmark
     from hybridiff_compile.bench import compare as comparing
-    from hybridiff_compile.bench import compile_bench, latency_bench, models
+    from hybridiff_compile.bench import models
     from hybridiff_compile.bench.command import ended_cleanly
 
     if compare is not None:
@@ -96,35 +100,33 @@ def bench(
     if quick and not model:
         names = ("tiny-sd3",) if compile_ else models.DRAWING
         thin.note(f"no {' and no '.join(n for n in models.NAMES if n not in names)}")
-    runs = thin("pictures a row", runs, 3, 1)
-    with ended_cleanly():
-        if compile_:
-            steps = thin("steps", steps, 12, 6)
-            variants = compile_bench.QUICK if quick else compile_bench.VARIANTS
-            if quick:
-                thin.note(f"{len(variants)} rows in place of {len(compile_bench.VARIANTS)}")
-            compiling = compile_bench.CompileBench(
-                names, steps, runs, out, json, variants, thin.words
-            )
-            compile_bench.run(compiling, Console())
-            return
-        chosen: Any = thin("ranks", backend, "inductor", "eager")
+    runs, chosen = thin("pictures a row", runs, 3, 1), backend or "inductor"
+    if compile_:
+        steps = thin("steps", steps, 12, 6)
+        if quick:
+            few, all_ = len(benchmark.QUICK), len(benchmark.COMPILED)
+            thin.note(f"{few} rows in place of {all_}")
+    else:
+        chosen = thin("ranks", backend, "inductor", "eager")
         steps = thin("steps", steps, 50, 20)
-        latency = latency_bench.LatencyBench(names, chosen, steps, runs, out, json, thin.words)
-        latency_bench.run(latency, Console())
+    how: Any = {"backend": chosen, "out": out, "json": json, "thinned": thin.words}
+    with ended_cleanly():
+        asked = benchmark.Bench(models=names, compiles=compile_, steps=steps, runs=runs, **how)
+        benchmark.run(asked, Console())
 
 
 @app.command()
 def sweep(
     model: Annotated[
         list[str] | None,
-        typer.Option(help=f"{options.NAMES}; give it again for more  [default: both tiny]"),
+        typer.Option(help=f"{options.NAMES}; give it again for more.", show_default="both tiny"),
     ] = None,
     pipe: options.Pipe = None,
     mode: Annotated[
         list[str] | None,
         typer.Option(
-            help="exact, paper, guided, forecast, hybrid, asyncdiff  [default: paper to hybrid]"
+            help="exact, paper, guided, forecast, hybrid, asyncdiff.",
+            show_default="paper to hybrid",
         ),
     ] = None,
     k: Annotated[list[int] | None, typer.Option(help="Steps that are switched.")] = None,
@@ -140,16 +142,19 @@ def sweep(
     ] = None,
     scheduler: Annotated[
         list[str] | None,
-        typer.Option(help="ddim, euler, dpm++2m, flow-euler  [default: the pipeline's]"),
+        typer.Option(help="ddim, euler, dpm++2m, flow-euler.", show_default="the pipeline's"),
     ] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="Denoising steps  [default: 50]")] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Denoising steps.", show_default="50")
+    ] = None,
     prompts: Annotated[
         int | None,
-        typer.Option(help="Pictures that each point makes, 200 at most.  [default: 8]"),
+        typer.Option(help="Pictures that each point makes, 200 at most.", show_default="8"),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the plot and the table.")] = Path("sweep"),
     json: Annotated[
-        Path | None, typer.Option(help="File for the figures  [default: figures.json in OUT]")
+        Path | None,
+        typer.Option(help="File for the figures.", show_default="figures.json in OUT"),
     ] = None,
     quick: options.Quick = False,
 ) -> None:
@@ -179,9 +184,9 @@ def sweep(
         thin.note("no tiny-sd3")
     with ended_cleanly():
         asked = sweeping.Sweep(
-            names,
-            pipe,
-            points,
+            models=names,
+            pipe=pipe,
+            points=points,
             schedulers=tuple(dict.fromkeys(scheduler or ())),
             steps=tuple(dict.fromkeys(steps or (50,))),
             prompts=prompts,

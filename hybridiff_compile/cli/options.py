@@ -7,6 +7,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+#: Pictures that each mode of a tiny model makes in a demo, and how few show the same.
+PROMPTS, QUICK_PROMPTS = 24, 3
 NAMES = "tiny-sdxl, tiny-sd3 or sdxl-small"
 Model = Annotated[str | None, typer.Option(help=f"An embedded model: {NAMES}.")]
 Pipe = Annotated[Path | None, typer.Option(help="Folder of a saved pipeline, in place of a model.")]

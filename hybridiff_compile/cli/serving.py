@@ -44,7 +44,7 @@ def serve(
         raise BackendError(
             f"serving needs {e.name}; install it with pip install 'hybridiff-compile[serve]'."
         ) from e
-    from hybridiff_compile.bench.prepare import Wanted
+    from hybridiff_compile.bench.wanted import Wanted
 
     wanted = Wanted(model, pipe, mode, steps=steps)
     asked = serving.Serving(

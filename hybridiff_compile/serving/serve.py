@@ -16,7 +16,7 @@ from rich.console import Console
 import hybridiff_compile
 from hybridiff_compile import arguments
 from hybridiff_compile.bench.command import check_least
-from hybridiff_compile.bench.prepare import Wanted
+from hybridiff_compile.bench.wanted import Wanted
 from hybridiff_compile.errors import ConfigError, HybridiffError
 from hybridiff_compile.serving.app import Images, application
 from hybridiff_compile.serving.metrics import Metrics

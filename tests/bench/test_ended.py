@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hybridiff_compile.bench import command, figures
-from hybridiff_compile.bench.command import Telling, about, counted, ended_cleanly, output
-from hybridiff_compile.errors import ConfigError
+from hybridiff_compile.bench import command
+from hybridiff_compile.bench.command import Telling, about, counted, ended_cleanly
 
 #: What libraries make there for all of a user's processes, at import.
 OF_LIBRARIES = (f"torchinductor_{getpass.getuser()}", ".ses")
@@ -115,52 +114,24 @@ def test_sigterm_closes_what_the_block_opened():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_files_are_in_the_folder_once_all_of_them_are_there(tmp_path, capsys):
-    out, file = tmp_path / "new" / "out", tmp_path / "f.json"
-    with output(out, file, Console(width=300)) as folder:
-        (folder / "table.md").write_text("all")
-        assert not (out / "table.md").exists()
-        figures.write(file, (), figures.environment(1))
-    assert [p.name for p in out.iterdir()] == ["table.md"]
-    assert capsys.readouterr().out.splitlines() == [
-        f"wrote {out / 'table.md'}",
-        f"wrote {file}",
-    ]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ConfigError])
-def test_a_folder_that_was_there_holds_what_it_held(tmp_path, error):
-    (tmp_path / "table.md").write_text("of before")
-
-    def block() -> None:
-        with output(tmp_path, None, Console(quiet=True)) as folder:
-            (folder / "table.md").write_text("half")
-            raise error
-
-    with pytest.raises(error):
-        block()
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("table.md", "of before")]
-
-
-def test_figures_of_rows_that_are_known_stay(tmp_path):
-    file = tmp_path / "new" / "f.json"
-
-    def block() -> None:
-        with output(tmp_path / "out", file, Console(quiet=True)):
-            figures.write(file, (), figures.environment(1))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        block()
-    assert [p.name for p in tmp_path.rglob("*")] == ["new", "f.json"]
-
-
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(1, "about 10 s"), (44, "about 40 s"), (89, "about 90 s"), (100, "about 2 min")],
 )
 def test_a_length_of_time_is_told_in_round_words(seconds, words):
     assert about(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        (None, "Ctrl-C ends it and leaves nothing behind"),
+        (Path("f.json"), "Ctrl-C ends it; rows that are known stay in f.json"),
+    ],
+)
+def test_beforehand_it_is_told_what_ending_it_leaves(file, says, capsys):
+    command.announce(Console(width=40), 44, "2 rows", file)
+    assert capsys.readouterr().out == f"about 40 s on this machine: 2 rows; {says}\n"
 
 
 def test_one_thing_is_not_told_as_several():

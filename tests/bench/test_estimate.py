@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hybridiff_compile.bench import estimate
-from hybridiff_compile.bench.compile_bench import VARIANTS
-from hybridiff_compile.bench.measure import MODES
+from hybridiff_compile.bench.bench import COMPILED
+from hybridiff_compile.bench.demo import MODES
 
 
 def test_a_picture_costs_its_steps_and_ranks_cost_a_start():
@@ -22,13 +22,16 @@ def test_a_picture_costs_its_steps_and_ranks_cost_a_start():
 
 def test_compiled_rows_take_longer_than_eager_ones_and_blocks_less_than_all():
     def one(backend: Any, scope: Any) -> float:
-        return estimate.compiling(0.1, [("exact", backend, scope)])
+        return estimate.rows(0.1, [("exact", backend, scope)], 50, again=True)
 
     assert one("eager", None) < one("inductor", "regional") < one("inductor", "whole")
     assert estimate.rows(0.1, [("exact", "eager", None)], 50) < estimate.rows(
         0.1, [("exact", "inductor", "regional")], 50
     )
-    assert estimate.compiling(0.2, VARIANTS) > estimate.compiling(0.1, VARIANTS)
+    assert estimate.rows(0.2, COMPILED, 9, True) > estimate.rows(0.1, COMPILED, 9, True)
+    # A process that is ready at once is not started once more.
+    assert estimate.rows(0.1, COMPILED, 9, True) > estimate.rows(0.1, COMPILED, 9)
+    assert estimate.rows(0.1, COMPILED[:1], 9, True) == estimate.rows(0.1, COMPILED[:1], 9)
 
 
 def test_a_step_is_measured_between_the_ends_of_steps(monkeypatch):

@@ -140,7 +140,7 @@ def test_max_abs_error_is_the_largest_of_all_latents():
 
 
 def test_the_terminal_table_shows_every_figure_and_a_dash_for_the_others():
-    (table,) = tables.terminal_tables(ROWS, LAYOUT, "quick: fewer")
+    (table,) = tables.tables(ROWS, LAYOUT, "quick: fewer")
     file = io.StringIO()
     Console(width=120, file=file).print(table)
     lines = file.getvalue().splitlines()
@@ -166,17 +166,20 @@ def test_the_terminal_table_shows_every_figure_and_a_dash_for_the_others():
     assert any(line.startswith("quick: fewer") for line in lines)
 
 
-def test_the_markdown_table_has_a_line_for_every_row():
-    lines = tables.lines(ROWS, LAYOUT).splitlines()
+def test_the_markdown_table_has_a_title_a_line_for_every_row_and_what_was_left_out():
+    (table,) = tables.tables(ROWS, LAYOUT, "quick: fewer")
+    title, grid, caption = tables.markdown(table).split("\n\n")
+    assert title == "tiny-sdxl, 50 steps"
+    lines = grid.splitlines()
     assert len(lines) == 2 + len(ROWS)
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[0].startswith(
-        "| model | mode | picture s | speed-up | step ms serial / pip. / forecast |"
-    )
+    assert lines[0].startswith("| mode | picture s | speed-up | step ms serial / pip. / forecast |")
+    assert lines[1].startswith("| --- | ---: |")
     assert lines[-1].endswith("| 1.50 | 18 of 24 |")
+    assert caption.startswith("quick: fewer\nT(2B)/T(B) = 1.60: ")
 
 
 def test_models_have_a_table_each():
     other = Row(command="demo", model="tiny-sd3", mode="exact")
-    titles = [str(table.title) for table in tables.terminal_tables([*ROWS, other], LAYOUT)]
+    titles = [str(table.title) for table in tables.tables([*ROWS, other], LAYOUT)]
     assert titles == ["tiny-sdxl, 50 steps", "tiny-sd3"]

@@ -162,7 +162,7 @@ def test_a_demo_closes_with_how_much_faster_how_close_and_what_next():
 
 
 @pytest.mark.parametrize(
-    "change", [{"names": ("tiny-dalle",)}, {"steps": 1}, {"prompts": 0}, {"runs": 0}]
+    "change", [{"models": ("tiny-dalle",)}, {"steps": 1}, {"prompts": 0}, {"runs": 0}]
 )
 def test_a_demo_that_could_not_run_is_refused(change):
     with pytest.raises(ConfigError, match=r"unknown model|must be at least"):
@@ -172,7 +172,7 @@ def test_a_demo_that_could_not_run_is_refused(change):
 def test_the_demo_on_tiny_sd3(tmp_path):
     out, json_file = tmp_path / "demo", tmp_path / "figures.json"
     console = Console(quiet=True)
-    run(Demo(("tiny-sd3",), steps=10, prompts=2, out=out, json=json_file), console)
+    run(Demo(models=("tiny-sd3",), steps=10, prompts=2, out=out, json=json_file), console)
     rows = {row["mode"]: row for row in json.loads(json_file.read_text())["rows"]}
     assert list(rows) == ["one-device", "one-device-apart", "exact", "paper", "hybrid"]
     assert (rows["exact"]["max_abs_error"], rows["exact"]["psnr_db"]) == (0.0, 100.0)

@@ -10,7 +10,6 @@ import pytest
 import hybridiff_compile
 from hybridiff_compile import lower
 from hybridiff_compile.bench import models, ranks, ready, summary
-from hybridiff_compile.bench.entrant import _totals
 from hybridiff_compile.bench.measure import Made, make, one_thread
 from hybridiff_compile.bench.ready import PROMPT, Job, Timed, opened
 from hybridiff_compile.ir import Phase
@@ -35,7 +34,7 @@ def test_a_timed_forward_notes_every_call_and_what_it_compiled(monkeypatch):
 @pytest.mark.parametrize(("first", "compiling"), [(5.0, 3.0), (1.0, 0.0)])
 def test_compiling_is_the_first_call_less_a_later_one(first: float, compiling: float) -> None:
     timed = Timed(lambda: None, seconds=[first, 1.0, 9.0, 2.0])
-    assert ready.compiling_seconds(timed) == compiling
+    assert timed.compiling_seconds() == compiling
 
 
 def test_steps_are_medians_of_each_phase_over_all_pictures():
@@ -54,32 +53,35 @@ def test_steps_are_medians_of_each_phase_over_all_pictures():
 
 def test_one_device_as_it_is():
     with one_thread(), opened(job("one-device", "eager")) as found:
-        watch = ranks.Watch(found.pids)
+        watch = found.watch()
         made = make(found.contender, PROMPT, 0, **job("one-device", "eager").call)
-        taken = _totals(found, watch, made.seconds)
-    assert (found.seconds, taken.graphs, taken.recompiles) == (None, (), 0)
-    assert taken.denoiser_ms is not None
-    assert 0 < 6 * taken.denoiser_ms < 1000 * made.seconds
-    assert len(taken.peak_rss_mb) == 1
-    assert taken.peak_rss_mb[0] > taken.peak_pss_mb[0] > 100
+        taken = found.taken(watch, made.seconds)
+    assert (taken["compile_seconds_cold"], taken["ranks"]) == (None, 1)
+    assert not {"graphs", "recompiles"} & set(taken)
+    assert taken["first_picture_seconds"] == made.seconds
+    assert 0 < 6 * taken["denoiser_ms"] < 1000 * made.seconds
+    assert len(taken["peak_rss_mb"]) == 1
+    assert taken["peak_rss_mb"][0] > taken["peak_pss_mb"][0] > 100
 
 
 def test_two_ranks_with_both_phases():
     """What does the compiling is exchangeable: eager compiles nothing, and is soon ready."""
     asked = job("paper", "eager", "stage", switching={"tau1": 2, "k": 2})
     with one_thread(), opened(asked) as found:
-        watch = ranks.Watch(found.pids)
+        watch = found.watch()
         made = make(found.contender, PROMPT, 0, **asked.call)
-        taken = _totals(found, watch, 1.0)
+        taken = found.taken(watch, 1.0)
     assert found.seconds is not None
+    assert taken["compile_seconds_cold"] == found.seconds
+    assert taken["first_picture_seconds"] == found.preparing_seconds + 1.0
     assert 0 < found.seconds < found.preparing_seconds
     assert set(summary.driver_ms_by_phase([made])) == {"serial", "pipelined"}
     row = summary.row("paper", [made], command="bench", model="tiny-sd3")
     assert row.steps_by_phase == {"serial": 4, "pipelined": 2, "forecast": 0}
     assert (row.tau1, row.k, row.psnr_db) == (2, 2, None)
     assert row.bytes_sent
-    assert (taken.graphs, taken.recompiles, taken.denoiser_ms) == ((0, 0), 0, None)
-    assert len(taken.peak_rss_mb) == len(taken.peak_pss_mb) == 2
+    assert (found.graphs, found.compiled, "denoiser_ms" in taken) == ((0, 0), 0, False)
+    assert len(taken["peak_rss_mb"]) == len(taken["peak_pss_mb"]) == taken["ranks"] == 2
 
 
 class FakeModel:
@@ -107,7 +109,7 @@ def compiled(monkeypatch):
     """Ranks that have compiled nothing, of a model that was made up."""
     monkeypatch.setattr(ranks, "compilations", lambda model: [3, 2])
     monkeypatch.setattr(ranks, "packaged", lambda model: [1, 1])
-    monkeypatch.setattr(ranks, "worker_pid", lambda model: os.getpid())
+    monkeypatch.setattr(ranks, "pids", lambda model: [os.getpid()] * 2)
 
 
 def test_ready_is_told_without_the_start_of_the_ranks(monkeypatch, compiled):
@@ -123,6 +125,8 @@ def test_ready_is_told_without_the_start_of_the_ranks(monkeypatch, compiled):
         assert found.seconds == pytest.approx(0.2, abs=0.04)
         assert found.preparing_seconds >= 0.25
         assert (found.compiled, found.graphs) == (5, (3, 2))
+        monkeypatch.setattr(ranks, "compilations", lambda model: [4, 2])
+        assert found.taken(found.watch(), 1.0)["recompiles"] == 1
     model, settings = made[0]
     assert settings == {"mode": "paper", "tau1": 3, "k": 3, "backend": "inductor", "scope": "whole"}
     assert model.calls == [asked.call]
@@ -138,6 +142,9 @@ def test_a_load_is_measured_from_its_beginning(monkeypatch, compiled, tmp_path):
         assert found.seconds is not None
         assert found.seconds >= 0.25
         assert found.graphs == (1, 1)
+        taken = found.taken(found.watch(), 1.0)
+        assert (taken["load_seconds"], taken["graphs"]) == (found.seconds, (1, 1))
+        assert taken["recompiles"] == 0
 
 
 def test_a_package_is_exported_once_all_ranks_are_ready(monkeypatch, compiled, tmp_path):
@@ -152,14 +159,16 @@ def test_a_package_is_exported_once_all_ranks_are_ready(monkeypatch, compiled, t
         assert done == [((model, tmp_path), {"format": "aot", "progress": False}, 1)]
 
 
-def test_a_compiled_device_has_made_its_first_picture_when_it_is_ready(monkeypatch):
+def test_a_device_compiles_in_the_midst_of_its_first_picture(monkeypatch):
     monkeypatch.setattr(ready.torch, "compile", lambda denoiser: denoiser)
     with one_thread(), opened(job("one-device", "inductor")) as found:
         assert found.timed is not None
-        assert len(found.timed.seconds) == 6
-        assert found.first_picture_seconds is not None
-        assert found.first_picture_seconds > sum(found.timed.seconds)
-        assert found.seconds == ready.compiling_seconds(found.timed)
+        assert found.timed.seconds == []
+        found.timed.seconds, found.timed.compilations = [5.0, 1.0, 1.0], [3, 3, 3]
+        monkeypatch.setattr(lower, "compilations", lambda: 4)
+        taken = found.taken(found.watch(), 7.0)
+    assert (taken["compile_seconds_cold"], taken["graphs"], taken["recompiles"]) == (4.0, (3,), 1)
+    assert (taken["first_picture_seconds"], taken["denoiser_ms"]) == (7.0, 1000.0)
 
 
 def test_a_watch_keeps_the_most_that_it_saw(monkeypatch):

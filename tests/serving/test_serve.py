@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from hybridiff_compile.bench.prepare import Wanted
+from hybridiff_compile.bench.wanted import Wanted
 from hybridiff_compile.cli import app
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.serving import serve

@@ -1,12 +1,7 @@
 """`hybridiff bench`: order, rows and failures of made-up processes, and real ones once."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +10,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hybridiff_compile.bench import figures, latency_bench, tables
-from hybridiff_compile.bench.entrant import Totals, entered
-from hybridiff_compile.bench.latency_bench import LatencyBench, in_turn, measured
+from hybridiff_compile.bench import bench as benchmark
+from hybridiff_compile.bench import bench_view, figures, tables
+from hybridiff_compile.bench.bench import Bench, measured
 from hybridiff_compile.bench.measure import Made
 from hybridiff_compile.bench.ready import Job
 from hybridiff_compile.cli import app
-from hybridiff_compile.errors import ConfigError, HybridiffError
+from hybridiff_compile.errors import ConfigError
 from tests import pipelines
 
 SECONDS = {("one-device", "eager"): 4.0, ("one-device", "inductor"): 3.0}
@@ -32,7 +27,11 @@ class Fake:
 
     def __init__(self, job: Job, log: list[str]) -> None:
         self.job, self.scheduler, self.log = job, "Euler", log
-        self.ready_seconds = None if job.backend == "eager" else 7.0
+        rss, pss = ((100.0,), (90.0,)) if job.mode[0] == "o" else ((100.0, 50.0), (90.0, 40.0))
+        self.taken = {"ranks": len(rss), "peak_rss_mb": rss, "peak_pss_mb": pss}
+        self.taken |= {"first_picture_seconds": 9.0, "denoiser_ms": 3.0}
+        if job.backend != "eager":
+            self.taken |= {"compile_seconds_cold": 7.0, "graphs": (2,), "recompiles": 1}
 
     def make(self, seed: int) -> Made:
         self.log.append(f"{self.job.mode[0]}{self.job.backend[0]}{seed}")
@@ -40,9 +39,6 @@ class Fake:
         bright = 0.5 if self.job.mode.startswith("one") else 0.6
         pictures = np.full((1, 8, 8, 3), bright, dtype=np.float32)
         return Made(seconds, (0.1,) * 5, torch.full((1, 4, 2, 2), bright), pictures, None)
-
-    def totals(self) -> Totals:
-        return Totals((100.0,), (90.0,), (2,), 1, first_picture_seconds=9.0, denoiser_ms=None)
 
 
 @contextmanager
@@ -54,21 +50,30 @@ def fake(job: Job) -> Iterator[Fake]:
 LOG: list[str] = []
 
 
-def test_rows_take_turns_after_warming_up():
+def rows_of(bench: Bench, told: list[str] | None = None) -> list[figures.Row]:
+    (rows,) = measured(bench, "tiny-sd3", (told if told is not None else []).append, fake)
+    return rows
+
+
+def test_rows_take_turns_after_all_are_ready_and_have_warmed_up():
     LOG.clear()
-    jobs = [Job("m", mode, "eager", None, {}, Path()) for mode in ("exact", "paper", "hybrid")]
     told: list[str] = []
-    made = dict(in_turn([Fake(j, LOG) for j in jobs], 2, told.append))  # pyright: ignore
-    assert LOG == ["ee0", "pe0", "he0", "ee0", "pe0", "he0", "pe1", "he1", "ee1"]
-    assert [len(of) for of in made.values()] == [2, 2, 2]
-    assert told[:2] == ["exact, eager, warming up", "paper, eager, warming up"]
-    assert told[-1] == "exact, eager, picture 2 of 2"
+    rows_of(Bench(backend="eager", steps=6, runs=2, thinned="quick"), told)
+    first = ["oe", "oe", "ee", "pe", "he", "ae"]
+    turns = [f"{name}0" for name in (*first, *first)] + [f"{name}1" for name in (*first[1:], "oe")]
+    assert turns == LOG
+    assert told[0] == "tiny-sd3: one device, eager, preparing"
+    assert told[6:8] == [
+        "tiny-sd3: one device, eager, warming up",
+        "tiny-sd3: one device, apart, warming up",
+    ]
+    assert told[-1] == "tiny-sd3: one device, eager, picture 2 of 2"
 
 
 def test_every_row_is_compared_with_one_device_of_its_own_backend():
-    bench = LatencyBench(("tiny-sd3",), steps=6, runs=3)
+    bench = Bench(steps=6, runs=3)
     told: list[str] = []
-    rows = measured(bench, "tiny-sd3", told.append, fake)
+    rows = rows_of(bench, told)
     assert [(r.mode, r.backend, r.scope) for r in rows] == [
         ("one-device", "eager", None),
         ("one-device", "inductor", None),
@@ -85,20 +90,23 @@ def test_every_row_is_compared_with_one_device_of_its_own_backend():
     assert [r.compile_seconds_cold for r in rows[:3]] == [None, 7.0, None]
     assert rows[0].psnr_db == 100
     assert rows[3].psnr_db == pytest.approx(20, abs=1e-3)
-    assert {r.peak_rss_mb for r in rows} == {(100.0,)}
+    assert {r.peak_rss_mb for r in rows} == {(100.0,), (100.0, 50.0)}
+    assert {r.first_picture_seconds for r in rows} == {9.0}
+    # Whole steps: the denoiser alone is of --compile.
+    assert {r.step_ms_by_phase["serial"] for r in rows if r.step_ms_by_phase} == {100.0}
     assert [r.recompiles for r in rows[:3]] == [None, 1, None]
     assert [r.ranks for r in rows] == [1, 1, 1, 2, 2, 2, 2]
 
 
 def test_eager_ranks_are_compared_with_eager_one_device():
-    bench = LatencyBench(("tiny-sd3",), backend="eager", steps=6, runs=1)
-    rows = measured(bench, "tiny-sd3", lambda _: None, fake)
+    bench = Bench(backend="eager", steps=6, runs=1)
+    rows = rows_of(bench)
     assert {r.backend for r in rows[2:]} == {"eager"}
     assert rows[3].speedup == pytest.approx(4 / 2)
 
 
 def test_the_bound_of_exact_is_of_its_own_backend():
-    bench = LatencyBench(("tiny-sd3",), backend="eager", steps=6, runs=1)
+    bench = Bench(backend="eager", steps=6, runs=1)
     steps = {"one-device": {"eager": 16.0, "inductor": 10.0}, "one-device-apart": {"eager": 20.0}}
     rows = [
         row.model_copy(
@@ -106,7 +114,7 @@ def test_the_bound_of_exact_is_of_its_own_backend():
             if row.mode in steps
             else {}
         )
-        for row in measured(bench, "tiny-sd3", lambda _: None, fake)
+        for row in rows_of(bench)
     ]
     assert tables.batching(rows) == pytest.approx(2 * 16 / 20)
     compiled = [r.model_copy(update={"backend": "inductor"}) for r in rows if r.mode == "exact"]
@@ -114,22 +122,22 @@ def test_the_bound_of_exact_is_of_its_own_backend():
 
 
 def test_table_and_chart_bear_the_machine_and_every_row(tmp_path: Path) -> None:
-    rows = measured(LatencyBench(("tiny-sd3",), steps=6), "tiny-sd3", lambda _: None, fake)
+    rows = rows_of(Bench(steps=6))
     where = figures.environment(threads_per_rank=1)
-    written = tables.markdown(rows, latency_bench.LAYOUT, where, "quick: no compiling")
-    assert "\n\nquick: no compiling\n\n|" in written
-    assert written.startswith(f"{where.cpu}, {where.cpu_count} cores, 1 thread a rank; ")
+    (table,) = tables.tables(rows, bench_view.SPEED, "quick: no compiling")
+    written = tables.markdown(table)
+    assert written.endswith("|\n\nquick: no compiling")
     for row in ("one device, eager", "one device, compiled", "asyncdiff, compiled"):
         assert f"| {row} |" in written
-    assert latency_bench.note(rows[3]) == "3.00 s,  1.33 x,  20 dB"
-    latency_bench.draw(tmp_path / "latency.png", rows, where)
+    assert bench_view.note(rows[3]) == "3.00 s,  1.33 x,  20 dB"
+    bench_view.draw(tmp_path / "latency.png", rows, where, compiles=False)
     assert (tmp_path / "latency.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
 def test_a_run_of_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipelines.shallow().save_pretrained(tmp_path / "shallow")  # compiled in half the time
-    monkeypatch.setattr(latency_bench, "RANKS", ("exact", "asyncdiff"))
+    monkeypatch.setattr(benchmark, "RANKS", ("exact", "asyncdiff"))
     asked = ("--model", str(tmp_path / "shallow"), "--backend", "eager", "--steps", "6")
     files = ("--out", str(tmp_path / "out"), "--json", str(tmp_path / "bench.json"))
     result = CliRunner().invoke(app, ["bench", *asked, "--runs", "1", *files])
@@ -151,66 +159,33 @@ def test_a_run_of_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert asyncdiff.psnr_db is not None
     assert asyncdiff.psnr_db < 100
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"latency.md", "latency.png"}
-
-
-def test_a_process_that_dies_is_one_clear_error(tmp_path: Path) -> None:
-    job = Job("tiny-sd3", "one-device", "eager", None, {"num_inference_steps": 2}, tmp_path / "c")
-    with entered(job) as entrant:
-        entrant._process.kill()
-        with pytest.raises(HybridiffError, match="it ended with exit code -9"):
-            entrant.make(0)
-
-
-@pytest.mark.slow
-def test_a_process_that_fails_is_one_clear_error(tmp_path: Path) -> None:
-    job = Job(str(tmp_path), "exact", "eager", None, {}, tmp_path / "cache")
-    with pytest.raises(HybridiffError, match=r"mode exact, backend eager: .*(?s:.*)no model_index"):
-        entered(job).__enter__()
-
-
-@pytest.mark.slow
-def test_a_process_ends_with_its_command_in_the_midst_of_a_picture(tmp_path: Path) -> None:
-    call = {"num_inference_steps": 900, "height": 128, "width": 128}
-    command = f"""
-import sys
-from pathlib import Path
-from hybridiff_compile.bench.entrant import entered
-from hybridiff_compile.bench.ready import Job
-if __name__ == "__main__":
-    job = Job("tiny-sd3", "one-device", "eager", None, {call!r}, Path({str(tmp_path / "c")!r}))
-    with entered(job) as entrant:
-        print(entrant._process.pid, flush=True)
-        entrant.make(0)
-"""
-    script = tmp_path / "command.py"
-    script.write_text(command)
-    driver = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    assert driver.stdout is not None
-    pid = int(driver.stdout.readline())
-    time.sleep(1)
-    driver.kill()
-    driver.wait()  # for it alone: the process writes to the same pipe
-    deadline = time.monotonic() + 10  # of a picture that takes more than a minute
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    left = Path(f"/proc/{pid}").exists()
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    driver.stdout.close()
-    assert not left
+    written = (tmp_path / "out" / "latency.md").read_text()
+    where = figures.read(tmp_path / "bench.json").environment
+    assert written.startswith(f"{where.cpu}, {where.cpu_count} cores, 1 thread a rank; ")
+    assert written.endswith(f"{bench_view.SPEED.footnote}\n")
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
         ({"models": ("sdxl",)}, "unknown model sdxl"),
-        ({"backend": "tensorrt"}, "backend='tensorrt': choose one of eager, inductor"),
-        ({"models": (".",)}, r"\. holds no pipeline: no model_index"),
+        ({"backend": "tensorrt"}, "backend='tensorrt'.*eager"),
         ({"models": ("tiny-sd3", "tiny-sd3")}, "two have one name in the tables"),
         ({"steps": 2}, "steps=2 must be at least 3"),
+        ({"steps": 5, "compiles": True}, "steps=5 must be at least 6"),
         ({"runs": 0}, "runs=0 must be at least 1"),
     ],
 )
 def test_what_measures_nothing_is_refused(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        latency_bench.LatencyBench(**asked)
+        Bench(**asked)
+
+
+def test_a_folder_without_a_pipeline_is_refused_and_no_folder_is_made(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    asked = ("--model", str(tmp_path / "empty"), "--out", str(tmp_path / "out"))
+    result = CliRunner().invoke(app, ["bench", *asked])
+    assert result.exit_code == 2
+    assert "there is no model_index.json in it" in result.output
+    assert result.output.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]

@@ -2,12 +2,11 @@ import hashlib
 from contextlib import nullcontext
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 import hybridiff_compile
-from hybridiff_compile.bench import models, prepare
-from hybridiff_compile.bench.prepare import Wanted
+from hybridiff_compile.bench import models, ranks
+from hybridiff_compile.bench.wanted import Wanted
 from hybridiff_compile.cli import app
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.package.manifest import (
@@ -122,7 +121,7 @@ def test_compile_tells_seconds_and_graphs_of_every_rank(monkeypatch):
         return own(pipe, mode=mode)  # eagerly, so that nothing takes long
 
     monkeypatch.setattr(hybridiff_compile, "optimize", optimize, raising=False)
-    monkeypatch.setattr(prepare.ranks, "compilations", lambda model: [len(model.programs()), 2])
+    monkeypatch.setattr(ranks, "compilations", lambda model: [len(model.programs()), 2])
     command = ["compile", "--pipe", str(models.ASSETS / "tiny-sdxl"), "--scope", "regional"]
     result = runner.invoke(app, [*command, "--height", "64", "--width", "64"])
     assert result.exit_code == 0, result.output
@@ -152,7 +151,10 @@ def test_export_exports_a_compiled_model(monkeypatch, tmp_path):
     monkeypatch.setattr(hybridiff_compile, "optimize", optimize, raising=False)
     monkeypatch.setattr(hybridiff_compile, "export", export, raising=False)
     wanted = Wanted("tiny-sd3", None, mode="paper")
-    prepare.export(wanted, tmp_path / "package", "onnx", Console(quiet=True))
+    command = ["export", "--model", "tiny-sd3", "--mode", "paper", "--format", "onnx"]
+    result = runner.invoke(app, [*command, "--out", str(tmp_path / "package")])
+    assert result.exit_code == 0, result.output
+    assert f"tiny-sd3, paper: wrote {tmp_path / 'package'} (onnx) in" in result.output
     assert did == ["paper", wanted.call(), (Model, tmp_path / "package", "onnx")]
 
 
