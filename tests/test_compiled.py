@@ -15,6 +15,7 @@ from hybridiff_compile.runtime import messages
 from tests import pipelines
 
 NAME = "tiny-sd3"  # of the call settings; the model is a shallow one of its kind
+BLOCKS = 4  # each rank has one that repeats
 FORCED = {"mode": "paper", "tau1": 2, "k": 2}
 CALL = {"num_inference_steps": 6}
 SCOPES = [
@@ -51,7 +52,7 @@ def missed() -> int:
 @pytest.fixture(scope="module")
 def eager() -> tuple[torch.Tensor, Any]:
     """Latents and the picture in [0, 1] of eager programs."""
-    with hybridiff_compile.optimize(pipelines.shallow(), **FORCED) as model:
+    with hybridiff_compile.optimize(pipelines.shallow(BLOCKS), **FORCED) as model:
         return picture(model), picture(model, output_type="np")
 
 
@@ -66,7 +67,7 @@ def model(request: pytest.FixtureRequest, cache: str) -> Iterator[Any]:
     """A precompiled model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", cache)
-        pipe = pipelines.shallow()
+        pipe = pipelines.shallow(BLOCKS)
         settings: Any = {"backend": "inductor", "scope": request.param, **FORCED}
         with hybridiff_compile.optimize(pipe, **settings) as model:
             model.compile(**pipelines.settings(NAME, **CALL))
@@ -124,7 +125,7 @@ def test_ranks_compile_no_stage_twice_and_a_second_start_compiles_none(
     own, theirs = [], []
     for _ in range(2):
         graphs, misses = lower.compilations(), missed()
-        pipe = pipelines.shallow()
+        pipe = pipelines.shallow(BLOCKS)
         with hybridiff_compile.optimize(pipe, backend="inductor", **FORCED) as model:
             model.compile(**pipelines.settings(NAME, **CALL))
             own.append((lower.compilations() - graphs, missed() - misses))

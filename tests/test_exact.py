@@ -51,7 +51,7 @@ def test_sdxl_keeps_its_bits(sdxl: Pair, scheduler: str) -> None:
     assert all(s.discrepancy is not None and s.discrepancy > 0 for s in report.steps)
 
 
-@pytest.mark.parametrize("scheduler", ["flow-euler", "dpm++2m"])
+@pytest.mark.parametrize("scheduler", ["flow-euler", *pipelines.slow("dpm++2m")])
 def test_sd3_keeps_its_bits(sd3: Pair, scheduler: str) -> None:
     for pipe in (sd3[0].pipe, sd3[1]):
         pipelines.set_scheduler(pipe, "tiny-sd3", scheduler)

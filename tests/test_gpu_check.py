@@ -40,7 +40,9 @@ def test_a_case_that_fails_says_why_in_a_line(example: Any) -> None:
     case = gpu_check.Case("pictures", "no-such-model", "float32", 100)
     made, failed = gpu_check.in_process(case, rehearse=True)
     assert made == []
-    assert failed.startswith("ValueError: unknown model 'no-such-model'")
+    assert failed.startswith(
+        "hybridiff_compile.errors.ConfigError: unknown model no-such-model; choose from "
+    )
 
 
 def test_a_case_that_takes_too_long_is_ended(example: Any) -> None:

@@ -80,13 +80,13 @@ def test_forecast_on_one_device_is_that_of_two_ranks():
 
 def test_hybrid_extrapolates_what_its_tolerance_allows_and_says_why():
     def run(model: Any) -> tuple[torch.Tensor, Any]:
-        made = pipelines.latents(model, "small-sdxl", num_inference_steps=24)
+        made = pipelines.latents(model, "small-sd3", num_inference_steps=24)
         return made, model.report
 
-    pipe = pipelines.load("small-sdxl")
-    exact = pipelines.latents(pipe, "small-sdxl", num_inference_steps=24)
+    pipe = pipelines.load("small-sd3")
+    exact = pipelines.latents(pipe, "small-sd3", num_inference_steps=24)
     off, forecast = [], []
-    for tolerance in (1e-9, 0.05, 10.0):
+    for tolerance in (1e-9, 0.6, 10.0):
         with hybridiff_compile.optimize(pipe, mode="hybrid", tolerance=tolerance) as model:
             made, report = run(model)
         off.append((made - exact).abs().mean().item())

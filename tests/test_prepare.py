@@ -18,6 +18,7 @@ from hybridiff_compile.package.manifest import (
     Switching,
     TensorLeaf,
 )
+from tests import pipelines
 
 runner = CliRunner()
 
@@ -112,7 +113,7 @@ def test_a_size_that_the_pipeline_refuses_is_an_error_of_one_line():
     assert "63" in result.output
 
 
-def test_compile_tells_seconds_and_graphs_of_every_rank(monkeypatch):
+def test_compile_tells_seconds_and_graphs_of_every_rank(monkeypatch, tmp_path):
     """With a pipeline from a folder, which is the whole of what a user's pipeline is."""
     own, asked = hybridiff_compile.optimize, {}
 
@@ -122,7 +123,8 @@ def test_compile_tells_seconds_and_graphs_of_every_rank(monkeypatch):
 
     monkeypatch.setattr(hybridiff_compile, "optimize", optimize, raising=False)
     monkeypatch.setattr(ranks, "compilations", lambda model: [len(model.programs()), 2])
-    command = ["compile", "--pipe", str(models.ASSETS / "tiny-sdxl"), "--scope", "regional"]
+    pipelines.shallow().save_pretrained(tmp_path)
+    command = ["compile", "--pipe", str(tmp_path), "--scope", "regional"]
     result = runner.invoke(app, [*command, "--height", "64", "--width", "64"])
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()

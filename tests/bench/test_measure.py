@@ -8,13 +8,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from hybridiff_compile.bench import summary
+from hybridiff_compile.bench import models, summary
 from hybridiff_compile.bench.demo import Demo, closing, run, trace
 from hybridiff_compile.bench.figures import Row
 from hybridiff_compile.bench.measure import Contender, measure, one_thread
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.runtime.report import RunReport, StepRecord
+from tests import pipelines
 
 STEPS = 6
 SERIAL_SECONDS, PIPELINED_SECONDS = 0.02, 0.005
@@ -169,7 +170,17 @@ def test_a_demo_that_could_not_run_is_refused(change):
         Demo(**change)
 
 
-def test_the_demo_on_tiny_sd3(tmp_path):
+@pytest.mark.parametrize("blocks", [2, pytest.param(None, marks=pytest.mark.slow)])
+def test_the_demo_on_tiny_sd3(blocks, tmp_path, monkeypatch):
+    """On few random blocks; `make test-all` takes the trained ones too."""
+    own = models.load
+
+    def few(name):
+        pipe = own(name)
+        pipelines.put_transformer(pipe, blocks)
+        return pipe
+
+    monkeypatch.setattr(models, "load", own if blocks is None else few)
     out, json_file = tmp_path / "demo", tmp_path / "figures.json"
     console = Console(quiet=True)
     run(Demo(models=("tiny-sd3",), steps=10, prompts=2, out=out, json=json_file), console)

@@ -120,7 +120,10 @@ SD3 = {
     ),
 }
 #: Another case is the same of something else.
-SLOW = ("attention processor", "channels last", "ip-adapter of one block", "ip-adapter with a mask")
+SLOW = (
+    *("attention processor", "attention slicing", "vae slicing and tiling", "channels last"),
+    *("ip-adapter of one block", "ip-adapter with a mask"),
+)
 CASES = [
     pytest.param(
         build,

@@ -15,6 +15,7 @@ from hybridiff_compile.ir import Phase
 from hybridiff_compile.planning import devices, profile_report, runs
 from hybridiff_compile.planning.profile import LEAST_STEPS, Profile, profile
 from hybridiff_compile.planning.runs import Times
+from tests import pipelines
 
 #: In twelfths of a second: a slow link, uneven stages, a batched call that gains.
 T = Times(
@@ -110,8 +111,7 @@ def test_rows_hold_prediction_and_measurement_side_by_side(made_up: Profile) -> 
 
 
 def test_a_pipeline_is_measured_and_left_as_it_was() -> None:
-    pipe: Any = models.load("tiny-sd3")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = pipelines.shallow()
     before, state = dict(vars(pipe.transformer)), torch.get_rng_state()
     call = models.call_settings("tiny-sd3")
     found = profile(pipe, num_inference_steps=LEAST_STEPS, rounds=1, **call)
@@ -130,7 +130,7 @@ def test_a_pipeline_is_measured_and_left_as_it_was() -> None:
 
 def test_a_stated_link_needs_no_second_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
-    pipe: Any = models.load("tiny-sd3")
+    pipe = pipelines.shallow()
     call = {**models.call_settings("tiny-sd3"), "num_inference_steps": LEAST_STEPS, "rounds": 1}
     with pytest.raises(ConfigError, match="no second device here to measure it to; state one of"):
         profile(pipe, **call)

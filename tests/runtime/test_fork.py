@@ -85,8 +85,8 @@ def started_anew():
 
 child(refused)  # before the first load
 picture = make(model)
-for act in (refused, forget, model.restore, lambda: None):
-    for end in (os._exit, sys.exit):
+for act, ends in zip((refused, forget, model.restore, lambda: None), ENDS):
+    for end in ends:
         child(act, end)
     assert torch.equal(make(model), picture), act
 child(started_anew, sys.exit)
@@ -121,8 +121,16 @@ print("the parent is as it was", flush=True)
 """
 
 
-def test_forked_children_are_told_and_the_parent_sees_nothing() -> None:
-    said, errors = ended(SETUP + FORKS, "-W", "error::ResourceWarning")
+@pytest.mark.parametrize(
+    "ends",
+    [
+        "[(os._exit,), (sys.exit,)] * 2",
+        pytest.param("[(os._exit, sys.exit)] * 4", marks=pytest.mark.slow),
+    ],
+)
+def test_forked_children_are_told_and_the_parent_sees_nothing(ends: str) -> None:
+    script = f"{SETUP}\nENDS = {ends}\n{FORKS}"
+    said, errors = ended(script, "-W", "error::ResourceWarning")
     assert "the parent is as it was" in said
     assert not re.search("terminate called|Enforce|while idle|unwaited", errors), errors
 

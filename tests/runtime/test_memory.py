@@ -41,7 +41,8 @@ def test_garbage_of_a_capture_is_collected_within_it_and_nothing_older():
 def test_a_collector_that_somebody_else_has_set_is_left_alone():
     gc.freeze()
     try:
-        frozen, before = gc.get_freeze_count(), gc.get_threshold()
+        # Frozen objects that nobody holds any more are freed meanwhile: a few of very many.
+        frozen, before = pytest.approx(gc.get_freeze_count(), rel=0.001), gc.get_threshold()
         with memory.lightly_collected():
             assert (gc.get_freeze_count(), gc.get_threshold()) == (frozen, before)
         assert gc.get_freeze_count() == frozen
