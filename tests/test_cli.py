@@ -3,6 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from rich.text import Text
 from typer.testing import CliRunner
 
 from hybridiff_compile.bench import command
@@ -11,6 +13,13 @@ from hybridiff_compile.cli import app, options
 from hybridiff_compile.errors import HybridiffError
 
 runner = CliRunner()
+
+
+def test_no_help_text_holds_what_rich_takes_for_markup():
+    commands: Any = typer.main.get_command(app)
+    texts = [p.help for command in commands.commands.values() for p in command.params if p.help]
+    assert len(texts) > 50
+    assert [text for text in texts if Text.from_markup(text).plain != text] == []
 
 
 def test_help_lists_the_commands():

@@ -16,7 +16,9 @@ from hybridiff_compile.cli.app import app, quiet
 def plan_ahead(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Architecture or embedded model; again for more [default: sdxl, SD3]"),
+        typer.Option(
+            help="Architecture or embedded model; again for more.", show_default="sdxl, sd3-medium"
+        ),
     ] = None,
     pipe: options.Pipe = None,
     config: Annotated[
@@ -34,7 +36,7 @@ def plan_ahead(
     k: Annotated[int | None, typer.Option(help="Pipelined steps of the paper's mode.")] = None,
     psnr: Annotated[float, typer.Option(help="How close to one device, dB.")] = 40.0,
     figures: Annotated[
-        Path | None, typer.Option(help="Of a sweep: what phases cost in dB [default: ours]")
+        Path | None, typer.Option(help="Of a sweep: what phases cost in dB.", show_default="ours")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
@@ -69,9 +71,11 @@ def profile(
     width: options.Width = None,
     images: options.Images = 1,
     steps: Annotated[
-        int | None, typer.Option(help="Denoising steps of a picture.  [default: 18]")
+        int | None, typer.Option(help="Denoising steps of a picture.", show_default="18")
     ] = None,
-    runs: Annotated[int | None, typer.Option(help="Pictures of each kind.  [default: 3]")] = None,
+    runs: Annotated[
+        int | None, typer.Option(help="Pictures of each kind.", show_default="3")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
     quick: options.Quick = False,
 ) -> None:

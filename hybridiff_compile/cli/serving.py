@@ -20,15 +20,20 @@ def serve(
     gpus: Annotated[int, typer.Option(help="Ranks: 2, or 1.")] = 2,
     backend: Annotated[str, typer.Option(help="eager, inductor or tensorrt.")] = "eager",
     device: Annotated[
-        str | None, typer.Option(help="That the pipeline is put on, as cuda. [default: the CPU]")
+        str | None,
+        typer.Option(help="That the pipeline is put on, as cuda.", show_default="the CPU"),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, float16 or bfloat16 [default: as the pipeline is loaded]"),
+        typer.Option(
+            help="float32, float16 or bfloat16.", show_default="as the pipeline is loaded"
+        ),
     ] = None,
     size: Annotated[
         list[str] | None,
-        typer.Option(help="WxH that clients may ask for; again for more [default: the model's]"),
+        typer.Option(
+            help="WxH that clients may ask for; again for more.", show_default="the model's"
+        ),
     ] = None,
     steps: options.Steps = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
