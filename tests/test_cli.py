@@ -116,7 +116,9 @@ def refused(*arguments: str) -> str:
 
 def test_a_bench_that_could_not_run_is_refused():
     assert "steps=3 must be at least 6" in refused("bench", "--compile", "--steps", "3")
-    assert "unknown model x" in refused("bench", "--compile", "--model", "x")
+    for other in (["--compare", "a", "b"], ["--backend", "eager"]):
+        assert f"--compile and {other[0]}: give one" in refused("bench", "--compile", *other)
+    assert "unknown model or folder x" in refused("bench", "--compile", "--model", "x")
 
 
 def test_bench_measures_the_models_that_it_is_given_once_each(monkeypatch, tmp_path):

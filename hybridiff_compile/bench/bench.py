@@ -63,7 +63,7 @@ class Bench(report.Asked):
     def __post_init__(self) -> None:
         """Raise ConfigError for a model that does not exist or a count that measures nothing."""
         folders = [name for name in self.models if Path(name).is_dir()]
-        models.check_names([name for name in self.models if name not in folders])
+        models.check_names([n for n in self.models if n not in folders], what="model or folder")
         if len({Path(name).resolve().name for name in self.models}) < len(self.models):
             raise ConfigError(
                 f"models={', '.join(self.models)}: two have one name in the tables; rename one."

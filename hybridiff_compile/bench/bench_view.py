@@ -122,7 +122,8 @@ def draw(path: Path, rows: Sequence[Row], where: Environment, compiles: bool) ->
             sides = [Side("seconds of a picture (median; line: 90th percentile)", bars)]
         panels.append(Panel(f"{name}, {of[0].steps} steps", labels, sides))
     kinds = dict((*READY.values(), *STEP.values()) if compiles else (_ONE, _TWO))
-    charts.bars(path, panels, kinds, tables.header(where))
+    meaning = "" if compiles else "\nx: speed-up over one device with the same backend"
+    charts.bars(path, panels, kinds, tables.header(where) + meaning)
 
 
 def _bars(values: Mapping[Any, float | None], kinds: Mapping[str, tuple[str, str]]) -> list[Bar]:

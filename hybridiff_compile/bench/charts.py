@@ -152,9 +152,8 @@ def step_by_step(path: Path, traces: Sequence[Trace]) -> None:
     one = Line2D([], [], color=INK, linewidth=0.8, alpha=0.35, label="one picture")
     mean = Line2D([], [], color=INK, linewidth=2, label="mean over pictures, exact run")
     steps = {f"{p.name.lower()} step, paper run": c for p, c in PHASE_COLOURS.items()}
-    _legend(
-        figure, [mean, one, *(Patch(color=c, label=words) for words, c in steps.items())], columns=2
-    )
+    patches = [Patch(color=c, label=words) for words, c in steps.items()]
+    _legend(figure, [mean, one, *patches], columns=2)
     figure.savefig(path, dpi=_DPI)
 
 
@@ -255,19 +254,21 @@ def scatter(path: Path, clouds: Mapping[str, Sequence[Dot]], x: str, y: str) -> 
         clouds: title -> points; none at all is an empty picture.
         x, y: words of the axes.
     """
-    count = max(1, len(clouds))
-    figure = _figure(9.4, 4.4 * count)
-    panels = figure.subplots(count, squeeze=False)[:, 0]
+    figure = _figure(9.4, 4.4 * max(1, len(clouds)))
+    panels = figure.subplots(max(1, len(clouds)), squeeze=False)[:, 0]
     for axes, (title, dots) in zip(panels, clouds.items(), strict=False):
         _style(axes)
         best = [dots[i] for i in frontier([(dot.x, dot.y) for dot in dots])]
         for number, dot in enumerate(dots, 1):
-            layer = 3 if dot in best else 2  # the best lie above the others
+            # Points in one place share a mark, which bears the numbers of all of them.
+            here = [n for n, of in enumerate(dots, 1) if (of.x, of.y) == (dot.x, dot.y)]
+            layer = 3 if any(dots[n - 1] in best for n in here) else 2  # the best lie on top
             how: dict[str, Any] = {"markersize": 13, "markeredgecolor": PAPER, "zorder": layer}
-            words = f"{number}  {dot.words}"
-            axes.plot(dot.x, dot.y, "o", color=dot.colour, label=words, **how)
+            axes.plot(dot.x, dot.y, "o", label=f"{number}  {dot.words}", color=dot.colour, **how)
             at: dict[str, Any] = {"ha": "center", "va": "center_baseline", "zorder": layer}
-            axes.text(dot.x, dot.y, str(number), color=PAPER, size=7, weight="bold", **at)
+            at |= {"size": 7 if len(here) == 1 else 5, "weight": "bold", "color": PAPER}
+            if number == here[-1]:
+                axes.text(dot.x, dot.y, " ".join(map(str, here)), **at)
         xs, ys = [dot.x for dot in best], [dot.y for dot in best]
         axes.plot(xs, ys, color=QUIET, linewidth=1, zorder=1, label="no point beats these")
         axes.margins(0.08)

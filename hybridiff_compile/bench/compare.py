@@ -76,7 +76,9 @@ def run(first: Path, second: Path, console: Console) -> None:
 def table(pairs: Sequence[Pair], title: str) -> Table:
     """Both values of what was measured in any row, and how many times the first the second is."""
     keys = [key for key in COMPARED if any(getattr(r, key) is not None for p in pairs for r in p)]
-    made = tables.empty(title, "row", *(f"{COMPARED[key][0]}\n(ratio)" for key in keys))
+    heads = (COMPARED[key][0] + ("" if key == "psnr_db" else "\n(ratio)") for key in keys)
+    made = tables.empty(title, "row", *heads)
+    made.caption = "ratio: how many times the first file's value the second one's is"
     for a, b in pairs:
         made.add_row(_label(a), *(_cell(getattr(a, key), getattr(b, key), key) for key in keys))
     return made

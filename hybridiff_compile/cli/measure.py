@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hybridiff_compile.cli import options
 from hybridiff_compile.cli.app import app, quiet
+from hybridiff_compile.errors import ConfigError
 
 
 @app.command()
@@ -93,6 +94,9 @@ def bench(
     from hybridiff_compile.bench import models
     from hybridiff_compile.bench.command import ended_cleanly
 
+    if compile_ and (compare or backend):
+        other = "--compare" if compare else "--backend"
+        raise ConfigError(f"--compile and {other}: give one of them; compiling has its own rows.")
     if compare is not None:
         comparing.run(*compare, Console())
         return

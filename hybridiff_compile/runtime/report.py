@@ -151,16 +151,18 @@ class RunReport:
         kinds = Counter(s.phase.kind for s in self.steps)
         words = {"serial": "computed", "pipelined": "pipelined", "forecast": "extrapolated"}
         done = ", ".join(f"{kinds[kind]} {word}" for kind, word in words.items() if kinds[kind])
+        if kinds["forecast"] and self.tolerance is not None:
+            done += f", each expected to be off by {self.tolerance:g} at most"
         said = [f"{_count(len(self.steps), 'step')} on {_count(self.ranks, 'rank')}: {done}"]
         if self.unguided:
             said.append(others)
         if (fewer := f"{self.fewer_forwards:.1f}") != "1.0":
             said.append(f"{fewer}x fewer forwards")
         if self.largest_error is not None:
-            bound = "" if self.tolerance is None else f" (tolerance {self.tolerance:g})"
-            # That step was computed because of it, so it may lie above the tolerance.
-            where = ", one step past the extrapolated ones" if kinds["forecast"] else ""
-            said.append(f"largest error {self.largest_error:.2g}{where}{bound}")
+            # The step after those is computed, as its error may lie above the tolerance.
+            error, is_next = f"{self.largest_error:.2g}", kinds["forecast"] > 0
+            next_step = f"the next step would have been off by {error} at most"
+            said.append(next_step if is_next else f"largest error {error}")
         return "; ".join(said)
 
     def plot(self) -> Figure:

@@ -14,13 +14,22 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.runtime.report import RankStep, RunReport, StepRecord
-from hybridiff_compile.style import COMPUTED, EXTRAPOLATED, GRID, INK, PAPER, PIPELINED, QUIET
+from hybridiff_compile.style import (
+    COMPUTED,
+    EXTRAPOLATED,
+    GRID,
+    INK,
+    PAPER,
+    PIPELINED,
+    QUIET,
+    WAITING,
+)
 
 _COLOURS = {
     "computed": COMPUTED,
     "pipelined": PIPELINED,
     "extrapolated": EXTRAPOLATED,
-    "waiting for the other rank": GRID,
+    "waiting for the other rank": WAITING,
 }
 _WORDS = {"serial": "computed", "pipelined": "pipelined", "forecast": "extrapolated"}
 
@@ -126,12 +135,14 @@ def _marks(report: RunReport) -> list[Line2D]:
             [], [], color=INK, marker="o", markerfacecolor=face, linestyle="", label=f"error {of}"
         )
         for face, of in (
-            (INK, "after steps that were not computed"),
+            (INK, "one step further on than was extrapolated"),
             (PAPER, "after a computed step"),
         )
     ]
     if report.tolerance is not None:
-        marks.append(Line2D([], [], color=INK, linewidth=1.1, linestyle="--", label="tolerance"))
+        marks.append(
+            Line2D([], [], color=INK, linewidth=1.1, linestyle="--", label="tolerance of a step")
+        )
     return marks
 
 

@@ -109,6 +109,8 @@ class Images:
                 status, reason = error.status_code, str(error.detail)
             case _:
                 status, reason = 400, str(error)
+        if field is None:  # our own messages begin by it: "size='1x1' is not served"
+            field = next((f for f in ImageRequest.model_fields if reason.startswith(f"{f}=")), None)
         if request.method == "POST":
             self._metrics.refused(status)
         return _failed(status, reason, field)

@@ -168,7 +168,7 @@ def test_a_run_of_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"models": ("sdxl",)}, "unknown model sdxl"),
+        ({"models": ("sdxl",)}, "unknown model or folder sdxl"),
         ({"backend": "tensorrt"}, "backend='tensorrt'.*eager"),
         ({"models": ("tiny-sd3", "tiny-sd3")}, "two have one name in the tables"),
         ({"steps": 2}, "steps=2 must be at least 3"),

@@ -71,6 +71,15 @@ def test_the_points_of_a_scatter_are_in_their_colours_and_the_best_ones_on_a_lin
     assert none == one
 
 
+def test_points_in_one_place_show_the_numbers_of_all(tmp_path, monkeypatch):
+    said = []
+    own = charts.Axes.text
+    monkeypatch.setattr(charts.Axes, "text", lambda *a, **k: said.append(a[3]) or own(*a, **k))
+    dots = [charts.Dot(1, 50, "k", "a"), charts.Dot(2, 40, "k", "b"), charts.Dot(1, 50, "k", "c")]
+    charts.scatter(tmp_path / "one.png", {"model": dots}, "speed", "dB")
+    assert said == ["2", "1 3"]
+
+
 def test_words_at_the_end_of_a_bar_are_inside_of_the_picture(tmp_path):
     words = "24.91 s,  1.00 x,  100 dB"
     lines = [[charts.Bar(1.0, "#3b6fb6", words)], [charts.Bar(4.0, "#3b6fb6", words, late=5.0)]]

@@ -38,8 +38,8 @@ def report(phases: Sequence[Phase], errors: Sequence[float | None] = (), **known
         (report([S], ranks=1), "1 step on 1 rank: 1 computed"),
         (
             report([S, S, F, F, S], [None, None, None, None, 0.314], tolerance=0.4),
-            "5 steps on 2 ranks: 3 computed, 2 extrapolated; 1.7x fewer forwards; "
-            "largest error 0.31, one step past the extrapolated ones (tolerance 0.4)",
+            "5 steps on 2 ranks: 3 computed, 2 extrapolated, each expected to be off by 0.4 at "
+            "most; 1.7x fewer forwards; the next step would have been off by 0.31 at most",
         ),
         (report([S, S, S], [None, None, 0.7], tolerance=0.4), "3 steps on 2 ranks: 3 computed"),
         (

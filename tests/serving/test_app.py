@@ -153,6 +153,12 @@ def test_a_body_that_is_refused_is_told_why(body: str, kind: str, says: str) -> 
     assert error["code"] is None  # OpenAI's are words
 
 
+@pytest.mark.parametrize("field", ["size", "model"])
+def test_an_error_of_what_is_not_served_names_its_field(field: str) -> None:
+    answer = sent("POST", "/v1/images/generations", f'{{"prompt": "a", "{field}": "other"}}')
+    assert answer.json()["error"]["param"] == field
+
+
 def test_null_is_the_default_and_what_is_made_anyway_may_be_asked_for() -> None:
     nothing: Any = dict.fromkeys(("n", "response_format", "stream", "partial_images"))
     done = Finished((b"one",), 1.0, "")
