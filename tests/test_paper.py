@@ -67,6 +67,7 @@ def test_equals_a_plain_recomputation(name: str, steps: int, override: dict[str,
     torch.testing.assert_close(measured, reference.M, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_reference_notices_the_wrong_branch() -> None:
     """The comparison above can fail: swapping the branches' embeddings is far outside 1e-5."""
     name, plain = "small-sdxl", pipelines.load("small-sdxl")

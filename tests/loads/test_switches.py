@@ -121,8 +121,9 @@ SD3 = {
 }
 #: Another case is the same of something else.
 SLOW = (
-    *("attention processor", "attention slicing", "vae slicing and tiling", "channels last"),
-    *("ip-adapter of one block", "ip-adapter with a mask"),
+    *("own processor, set otherwise later", "attention processor", "attention slicing"),
+    *("vae slicing and tiling", "channels last", "ip-adapter of one block"),
+    "ip-adapter with a mask",
 )
 CASES = [
     pytest.param(

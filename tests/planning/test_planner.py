@@ -206,7 +206,11 @@ def test_full_size_sdxl_is_planned_in_little_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sd35-large", "pixart-sigma", "wan2.1-1.3b", "cogvideox-2b", "qwen-image", "ltx"]
+    "name",
+    [
+        *("wan2.1-1.3b", "qwen-image"),
+        *pipelines.slow("sd35-large", "pixart-sigma", "cogvideox-2b", "ltx"),
+    ],
 )
 def test_every_kind_of_transformer_is_traced_cut_and_linked(name: str) -> None:
     config = {**architectures.named(name).config, "num_layers": 4}
