@@ -26,12 +26,12 @@ from starlette.responses import JSONResponse
 
 import hybridiff_compile
 from hybridiff_compile.bench.wanted import Wanted
-from hybridiff_compile.errors import ConfigError, WorkerError
+from hybridiff_compile.errors import WorkerError
 from hybridiff_compile.serving import answers
 from hybridiff_compile.serving.job import Finished
 from hybridiff_compile.serving.serve import Serving, served_of
 from hybridiff_compile.serving.steps import png
-from hybridiff_compile.serving.wanted import ImageRequest
+from hybridiff_compile.serving.wanted import ImageRequest, RefusedError
 
 
 # A second request waits at the proxy, where another replica may take it.
@@ -54,8 +54,8 @@ class Pair:
             call = self._served.call(wanted)
         except ValidationError as e:
             return _failed(400, answers.in_words(e.errors()), answers.first_field(e.errors()))
-        except ConfigError as e:
-            return _failed(400, str(e))
+        except RefusedError as e:
+            return _failed(400, str(e), e.field)
         try:
             done = await asyncio.to_thread(self._make, call)
         except WorkerError as e:  # the next call starts another worker

@@ -70,7 +70,8 @@ class Model:
         Raises:
             HybridiffError: there was none, or it failed.
         """
-        report = self._session.report if self._session else self._last_report
+        session = self._session  # another thread may restore it meanwhile
+        report = session.report if session else self._last_report
         if report is None:
             raise HybridiffError(
                 "there is no report: no call was made yet, or the last one failed; make a picture "

@@ -104,11 +104,12 @@ def batching(rows: Iterable[Row]) -> float | None:
     None unless both are there with the backend of exact.
     """
     step = {(row.mode, row.backend): (row.step_ms_by_phase or {}).get("serial") for row in rows}
-    (backend, *others) = {of for mode, of in step if mode in ("one-device-apart", "exact")} or {
-        None
-    }
+    backends = {backend for mode, backend in step if mode in ("one-device-apart", "exact")}
+    if len(backends) != 1:  # a bound of others than these
+        return None
+    (backend,) = backends
     together, apart = (step.get((mode, backend)) for mode in ("one-device", "one-device-apart"))
-    return 2 * together / apart if together and apart and not others else None
+    return 2 * together / apart if together and apart else None
 
 
 def _title(row: Row) -> str:

@@ -135,9 +135,10 @@ def _is_whole(value: object) -> TypeGuard[int]:
 def _architecture(
     of: str | Mapping[str, Any] | Path, size: Mapping[str, Any], call: Mapping[str, Any]
 ) -> Architecture:
-    for name, value in call.items():
+    if call:
+        given = ", ".join(f"{name}={value!r}" for name, value in call.items())
         raise ConfigError(
-            f"{name}={value!r}: a plan without weights takes no such keyword; pass a pipeline for "
+            f"{given}: a plan without weights takes no such keyword; pass a pipeline for "
             "keywords of its call."
         )
     if isinstance(of, str) and of in architectures.NAMES:

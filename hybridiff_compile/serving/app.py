@@ -19,7 +19,7 @@ from hybridiff_compile.serving.job import Event, Failed, Finished
 from hybridiff_compile.serving.metrics import Metrics
 from hybridiff_compile.serving.shelf import Shelf
 from hybridiff_compile.serving.studio import FullError, Studio
-from hybridiff_compile.serving.wanted import ImageRequest, Served, in_words
+from hybridiff_compile.serving.wanted import ImageRequest, RefusedError, Served, in_words
 
 _PAGE = Path(__file__).with_name("page.html")
 #: Seconds after which a client that was refused may try again.
@@ -36,9 +36,8 @@ class Images:
     async def generate(self, wanted: ImageRequest, request: Request) -> Response:
         """Make pictures."""
         if wanted.model not in (None, self._served.name):
-            raise HTTPException(
-                404, f"model={wanted.model!r} is not served here; {self._served.name} is."
-            )
+            reason = f"model={wanted.model!r} is not served here; {self._served.name} is."
+            raise RefusedError("model", reason, 404)
         call = self._served.call(wanted)
         previews = wanted.partial_images if wanted.stream else 0  # nobody would see them
         events = follow(self._studio, call, previews, request)
@@ -105,12 +104,12 @@ class Images:
                 field = answers.first_field(error.errors())
             case FullError():
                 status, reason = 429, "the queue is full; try again in a while."
+            case RefusedError():
+                status, reason, field = error.status, str(error), error.field
             case HTTPException():
                 status, reason = error.status_code, str(error.detail)
             case _:
                 status, reason = 400, str(error)
-        if field is None:  # our own messages begin by it: "size='1x1' is not served"
-            field = next((f for f in ImageRequest.model_fields if reason.startswith(f"{f}=")), None)
         if request.method == "POST":
             self._metrics.refused(status)
         return _failed(status, reason, field)

@@ -19,6 +19,20 @@ MOST_STEPS = 200
 #: One of torch's seeds is added to for each further picture.
 _SEEDS = 2**63 - MOST_PICTURES
 
+
+class RefusedError(ConfigError):
+    """A field of a request asks for what is not served.
+
+    Attributes:
+        field: its name.
+        status: of HTTP.
+    """
+
+    def __init__(self, field: str, reason: str, status: int = 400) -> None:
+        super().__init__(reason)
+        self.field, self.status = field, status
+
+
 Seed = Annotated[int, Field(ge=0, lt=_SEEDS)]
 
 
@@ -88,7 +102,7 @@ class Served:
         """The keywords of the pipeline's call.
 
         Raises:
-            ConfigError: a size that is not served, or what the pipeline has no parameter for.
+            RefusedError: a size that is not served, or what the pipeline has no parameter for.
         """
         width, height = self._size(wanted.size)
         seed = random.randrange(2**31) if wanted.seed is None else wanted.seed
@@ -101,7 +115,8 @@ class Served:
         }
         given = {name: value for name, value in asked.items() if value is not None}
         if lacking := sorted(given.keys() - self.takes):
-            raise ConfigError(f"{', '.join(lacking)}: {self.name} has no such parameter.")
+            reason = f"{', '.join(lacking)}: {self.name} has no such parameter."
+            raise RefusedError("n" if "num_images_per_prompt" in lacking else lacking[0], reason)
         fixed = {"prompt": wanted.prompt, "width": width, "height": height}
         # Always on the CPU, as diffusers advises: a seed is then one picture on every machine.
         generators = [torch.Generator("cpu").manual_seed(one) for one in seeds]
@@ -114,7 +129,7 @@ class Served:
             if wanted == in_words(size):
                 return size
         known = ", ".join(map(in_words, self.sizes))
-        raise ConfigError(f"size={wanted!r} is not served; choose one of {known}.")
+        raise RefusedError("size", f"size={wanted!r} is not served; choose one of {known}.")
 
 
 def in_words(size: tuple[int, int]) -> str:
