@@ -7,7 +7,9 @@ TORCH_OLDEST ?= torch==2.13.0
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 # Two processes take the test files in turn; a test has two ranks, so more would crowd a small machine.
+# One thread each: two processes that compute with two threads on two cores wait for each other.
 SHARED := -n 2 --dist loadfile
+test test-all test-oldest: export OMP_NUM_THREADS = 1
 
 .PHONY: venv demo demo-full test test-all test-oldest lint clean
 
@@ -23,7 +25,7 @@ venv: .venv/ready
 	@echo "3 of 4: the other libraries, $$(grep -c == .ci/requirements.txt) of them (about 2 min)"
 	@$(BIN)/pip install --quiet -r .ci/requirements.txt
 	@echo "4 of 4: hybridiff_compile itself (about 10 s)"
-	@$(BIN)/pip install --quiet --no-deps --editable .
+	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-deps --editable .
 	@touch $@
 
 # The lower bounds of pyproject.toml, in an environment of their own.
