@@ -93,7 +93,7 @@ class Telling(Progress):
 
 @contextmanager
 def ended_cleanly() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that all that it opened is closed."""
+    """Let SIGTERM end the block as Ctrl-C does, so that all that it opened is closed; say so."""
 
     def end(number: int, frame: Any) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second one must not end the closing
@@ -102,6 +102,9 @@ def ended_cleanly() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except (KeyboardInterrupt, SystemExit):
+        Console(stderr=True).print("ended; all processes and unfinished files are gone")
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -149,7 +149,9 @@ def of_config(
         )
     kind = KINDS[of]
     usual = kind.height, kind.width
-    if of == "UNet2DConditionModel" and None in (height, width):
+    # A UNet needs to say what it was trained at; of a transformer the pipeline's default is known.
+    trained = of == "UNet2DConditionModel" or config.get("sample_size") is not None
+    if trained and None in (height, width):
         usual = _trained(config)
     return Architecture(
         name=name,
@@ -175,7 +177,7 @@ def _read(path: Path) -> Any:
 
 
 def _trained(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width that a UNet was trained at."""
+    """Height and width, pixels, that a denoiser was trained at."""
     size = config.get("sample_size")
     sides: Any = size if isinstance(size, list | tuple) else (size, size)
     if [type(side) for side in sides] != [int, int]:

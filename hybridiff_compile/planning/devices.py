@@ -96,5 +96,5 @@ def link(name: str) -> Link:
     """
     if name == HERE:
         raise ConfigError("link='here' is measured between devices; ask for device='here' too.")
-    check_choice("link", name, tuple(LINKS))
+    check_choice("link", name, (*LINKS, HERE))
     return LINKS[name]

@@ -11,8 +11,6 @@ from typing import Any
 from hybridiff_compile.serving.job import Event, Failed, Finished, Step
 
 _KINDS = {
-    400: "invalid_request_error",
-    404: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable",
 }
@@ -26,7 +24,8 @@ def base64_of(picture: bytes) -> str:
 
 def error(status: int, reason: str, field: str | None = None) -> dict[str, Any]:
     """An error of a status of HTTP, and the field of the body that it is about."""
-    kind = _KINDS.get(status, "server_error")
+    others = "invalid_request_error" if 400 <= status < 500 else "server_error"
+    kind = _KINDS.get(status, others)
     return {"error": {"message": reason, "type": kind, "param": field, "code": None}}
 
 

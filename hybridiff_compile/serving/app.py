@@ -39,8 +39,7 @@ class Images:
             reason = f"model={wanted.model!r} is not served here; {self._served.name} is."
             raise RefusedError("model", reason, 404)
         call = self._served.call(wanted)
-        previews = wanted.partial_images if wanted.stream else 0  # nobody would see them
-        events = follow(self._studio, call, previews, request)
+        events = follow(self._studio, call, wanted.partial_images, request)
         # The status is chosen by the first event: what is wrong with a call is known before a step.
         first = await anext(events)
 

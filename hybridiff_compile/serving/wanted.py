@@ -102,8 +102,12 @@ class Served:
         """The keywords of the pipeline's call.
 
         Raises:
-            RefusedError: a size that is not served, or what the pipeline has no parameter for.
+            RefusedError: a size that is not served, what the pipeline has no parameter for, or
+                previews that nobody would see.
         """
+        if wanted.partial_images and not wanted.stream:
+            reason = f"partial_images={wanted.partial_images} are events of a stream; pass stream."
+            raise RefusedError("partial_images", reason)
         width, height = self._size(wanted.size)
         seed = random.randrange(2**31) if wanted.seed is None else wanted.seed
         seeds = range(seed, seed + wanted.n)

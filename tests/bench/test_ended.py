@@ -96,7 +96,7 @@ def test_a_bench_that_is_ended_while_it_compiles_leaves_nothing(tmp_path, number
     assert ended_while(tmp_path, asked, "one device, eager", number, after) in (130, 143)
 
 
-def test_sigterm_closes_what_the_block_opened():
+def test_sigterm_closes_what_the_block_opened(capsys):
     before, closed = signal.getsignal(signal.SIGTERM), []
 
     def block() -> None:
@@ -112,6 +112,7 @@ def test_sigterm_closes_what_the_block_opened():
         block()
     assert (ending.value.code, closed) == (143, [True])
     assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err.startswith("ended; ")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,9 @@ def test_a_users_own_config_is_read_from_file_and_folder(tmp_path: Path) -> None
         found = architectures.of_config(given, height=256, width=256)
         assert (found.name, found.height, found.config) == ("config", 256, config)
     assert architectures.of_config(config).height == 8 * config["sample_size"]
+    small = {"_class_name": "SD3Transformer2DModel", "sample_size": 16}
+    assert architectures.of_config(small).width == 128
+    assert architectures.of_config({"_class_name": small["_class_name"]}).width == 1024
 
 
 def test_a_config_that_is_none_is_refused(tmp_path: Path) -> None:

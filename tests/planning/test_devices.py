@@ -24,7 +24,7 @@ def test_link_takes_its_latency_and_its_bytes():
         ),
         (
             lambda: devices.link("usb"),
-            r"link='usb' is unknown; choose one of pcie3, pcie4, nvlink",
+            r"link='usb' is unknown; choose one of pcie3, pcie4, nvlink, here",
         ),
         (lambda: devices.link("here"), "ask for device='here' too"),
     ],

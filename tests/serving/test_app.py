@@ -12,6 +12,7 @@ import openai
 import pytest
 from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 
+from hybridiff_compile.serving import answers
 from hybridiff_compile.serving.app import Images, application
 from hybridiff_compile.serving.follow import follow
 from hybridiff_compile.serving.job import Event, Failed, Finished, Job, Step
@@ -124,11 +125,18 @@ def test_a_request_that_is_dropped_leaves_no_task_behind() -> None:
     assert asyncio.run(drop()) == set()
 
 
-@pytest.mark.parametrize(("stream", "previews"), [(True, 2), (False, 0)])
-def test_previews_are_made_only_for_who_sees_them(stream: bool, previews: int) -> None:
+def test_previews_are_of_streams_alone() -> None:
     studio = Studio(Finished((b"one",), 1.0, ""))
-    asked(studio, stream=stream, partial_images=2)
-    assert studio.previews == previews
+    asked(studio, stream=True, partial_images=2)
+    assert studio.previews == 2
+    with pytest.raises(openai.BadRequestError, match="pass stream") as refused:
+        asked(studio, stream=False, partial_images=2)
+    assert refused.value.param == "partial_images"
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 413])
+def test_what_the_client_did_wrong_is_no_error_of_the_server(status: int) -> None:
+    assert answers.error(status, "why")["error"]["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(
