@@ -34,7 +34,7 @@ def test_the_tour_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("28 steps on 2 ranks: ")
-    assert "extrapolated; " in lines[0]
+    assert "extrapolated, each expected to be off by " in lines[0]
     assert lines[-2:] == ["28 steps on 2 ranks: 28 computed", "True"]
     assert "max error  0: the same bits" in lines
     assert any(line.startswith("PSNR       100.0 dB") for line in lines)
