@@ -10,6 +10,7 @@ from typing import Any
 import gpu_denoisers
 import torch
 
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.trace import capture
@@ -87,7 +88,7 @@ def _programs(
     captured = capture(denoiser, call, batched())
     programs = build_programs(captured.program, "paper")
     captured_in = time.perf_counter() - begin
-    values = call.inputs(captured.rows)
+    values = Branches.of_batch(call, captured.rows).inputs()
     for how in (EAGER, REGIONAL):
         own = {**what, "backend": how.backend}
         own |= {} if how.backend == "eager" else {"scope": how.scope}

@@ -172,6 +172,11 @@ def export(
         )
     if not session.entries:
         raise ConfigError(f"there is nothing to export: {session.lacks}")
+    if any(entry.calls for entry in session.entries.values()):
+        raise ConfigError(
+            "this pipeline makes several calls a step of its denoiser, and a package holds "
+            "programs of one call; use the model itself."
+        )
     with shown(session, progress), one_compiler:
         package.export(session, folder, format)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
 from hybridiff_compile.capture.prediction import Form
-from hybridiff_compile.capture.trace import capture
+from hybridiff_compile.capture.trace import Captured, capture, capture_step
 from hybridiff_compile.config import Config
 from hybridiff_compile.debug import Dump
 from hybridiff_compile.ir import Phase, StepProgram
@@ -31,14 +32,16 @@ class Entry:
     Attributes:
         key: by which the ranks know it.
         rows: where the rows of each argument are, or none; see `Captured`.
-        form: of the answer that the pipeline expects.
+        form: of the answer that the pipeline expects, to each call.
         programs: by phase.
+        calls: of a step, each of whose answers has so many rows; () for one call.
     """
 
     key: int
     rows: Rows
     form: Form
     programs: dict[Phase, StepProgram]
+    calls: tuple[int, ...] = ()
 
 
 def capture_entry(
@@ -61,10 +64,29 @@ def capture_entry(
         CaptureError: it cannot be traced.
     """
     captured = capture(denoiser, call, answer, together=config.mode == "asyncdiff")
+    # What these modes make of the branches is made of two of one call.
+    mode = config.mode if call.parts == 2 else "exact"
+    return _entry(captured, mode, config, dump)
+
+
+def capture_step_entry(
+    denoiser: nn.Module, step: Branches, answers: Sequence[Any], config: Config, dump: Path | None
+) -> Entry:
+    """The same of all calls of a step, and the denoiser's answers to them; its phase is serial.
+
+    Raises:
+        CaptureError: it cannot be traced.
+    """
+    captured = capture_step(denoiser, step, answers)
+    entry = _entry(captured, "exact", config, dump)
+    return replace(entry, calls=tuple(captured.form.rows(answer) for answer in answers))
+
+
+def _entry(captured: Captured, mode: str, config: Config, dump: Path | None) -> Entry:
     observers = (Dump(dump),) if dump else ()
     # Compiled by stages, the ranks share the work even if no phase needs the cut.
     staged = config.lowering.backend == "inductor" and config.lowering.scope == "stage"
-    programs = build_programs(captured.program, config.mode, observers, staged=staged)
+    programs = build_programs(captured.program, mode, observers, staged=staged)
     return Entry(new_key(), captured.rows, captured.form, programs)
 
 

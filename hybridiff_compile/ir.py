@@ -51,8 +51,13 @@ class Level(enum.IntEnum):
     GUARDED = 5
 
 
-#: The branches of classifier-free guidance, as the batched call orders them; b lives on rank b.
+#: Two branches, as the batched call of classifier-free guidance orders them.
 BRANCHES = ("u", "c")
+
+
+def branch_names(count: int) -> tuple[str, ...]:
+    """Names of the branches of a step: u and c if there are two, otherwise numbers."""
+    return BRANCHES if count == len(BRANCHES) else tuple(str(i) for i in range(count))
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ class Model:
         try:
             with session.here.dry(), shown(session, progress):
                 self.pipe(**call)
+                self.pipe(**call)  # one of a single step has only shown how it guides
         finally:
             self.pipe.set_progress_bar_config(**(hidden or {}))
 

@@ -12,21 +12,24 @@ import torch
 from torch import nn
 
 from hybridiff_compile import arguments
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Signature
+from hybridiff_compile.capture.pattern import StepCalls
 from hybridiff_compile.config import Config, SwitchSettings
-from hybridiff_compile.debug import call_name
-from hybridiff_compile.entry import Entry, capture_entry, not_packaged, one_compiler
-from hybridiff_compile.errors import ConfigError, PackageError, UnsupportedPipelineError
+from hybridiff_compile.denoiser import Denoiser
+from hybridiff_compile.entry import Entry
+from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
 from hybridiff_compile.here import Here, Prepared
-from hybridiff_compile.ir import Phase
+from hybridiff_compile.looking import check_doubled, uneven
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.ranks import Ranks
 from hybridiff_compile.runtime import attach, memory, sampler, traffic
-from hybridiff_compile.runtime.driver import one_thread, threads
+from hybridiff_compile.runtime.driver import threads
 from hybridiff_compile.runtime.fleet import Start
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.runtime.run import Run
-from hybridiff_compile.ways import AsItIs, Asked, OneDevice, Way, Ways, check_doubled, uneven
+from hybridiff_compile.runtime.watching import watched
+from hybridiff_compile.ways import AsItIs, OneDevice
 
 logger = logging.getLogger(__name__)
 
@@ -51,23 +54,20 @@ class Session:
         self.give_back: Callable[[], None] = lambda: None
         self.here = Here()
         self._pipe, self.config, self._family = pipe, config, family
-        self._packaged = packaged is not None
-        self._captures = 0
         self.under_way: Run | None = None
         self._owner: int | None = None
         self._said: set[str] = set()
-        self._to_trim = False
         self._lock = threading.Lock()
+        self._calls = StepCalls()
         self.attachment = attach.Attachment(pipe, denoiser, self.run)
-        self.ranks = Ranks(self.attachment, start, config.lowering)
-        self._ways = Ways(self.attachment, self._trying, self._capture)
-        self.ranks.tell, self.ranks.moved = logger.info, self._ways.look_again
+        is_packaged = packaged is not None
+        self.denoiser = Denoiser(self.attachment, self.here, config, start, is_packaged)
         try:
             if packaged is not None:  # now that nothing stands in the way: it writes the weights
                 entries, self.give_back = packaged()
-                self._ways.add(entries)
+                self.denoiser.ways.add(entries)
             if config.gpus > 1:
-                self.ranks.connect(self._ways.entries.values())
+                self.ranks.connect(self.entries.values())
         except BaseException:
             self.attachment.detach()
             self.give_back()
@@ -102,10 +102,13 @@ class Session:
                 unfit = self._follow()
                 if self.ranks.driver is not None:
                     self.ranks.driver.agree()
-                self.under_way = run = Run()
-                self._ways.begin()
-                with run.watched(self.config.mode, self._pipe, self._say_once), self._turn(unfit):
+                self._calls = StepCalls()
+                self.under_way = run = Run(step_ends=self._calls.end_step)
+                self.denoiser.ways.begin()
+                seen = watched(run, self.config.mode, self._pipe, self._say_once)
+                with seen, self._turn(unfit):
                     yield
+                self.denoiser.learn(self._calls.under_way)
                 mode = "exact" if self.here.is_apart else self.config.mode
                 self.report = run.report(mode, traffic.after(self.ranks.driver), before)
             except Prepared:
@@ -115,9 +118,9 @@ class Session:
                 raise
             finally:
                 self.under_way = self._owner = None
-                if self._to_trim and not self.here.is_dry:
-                    self._to_trim = False  # the first picture leaves what no other one needs
-                    memory.trim()
+                if self.denoiser.has_captured and not self.here.is_dry:
+                    self.denoiser.has_captured = False
+                    memory.trim()  # the first picture leaves what no other one needs
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -131,51 +134,108 @@ class Session:
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Answer one denoiser call, in place of the denoiser's own `forward`."""
-        run = self.under_way
+        run, calls = self.under_way, self._calls
         assert run is not None  # only within its turn
         call = DenoiserCall.of(self.attachment.parameters, args, kwargs)
-        if call.wants_gradient:  # in a callback, say; not a step of the run
-            self._one_rank("denoiser call", "its gradient is asked for, and programs have none")
-            return forward(*args, **kwargs)
-        if not run.index:
-            self._begin(call)
-        switching = None
-        if not (run.done or self.here.is_apart or uneven(call)):  # before anything is traced
-            switching = self.config.switching(self._family, sampler.num_steps(self._pipe))
         own = torch.get_num_threads()
 
-        def batched() -> Any:
+        def as_asked() -> Any:
             with threads(self.ranks.device, own):  # in the midst of trying, which has one
                 return forward(*args, **kwargs)
 
-        way, answer = self._way(call, batched)
-        if not run.done and not isinstance(way, AsItIs):
-            run.begin(switching, self._pipe)
-        if self.here.is_dry and not isinstance(way, AsItIs):
-            raise Prepared
-        if isinstance(way, OneDevice):
-            return self._denoise_here(run, call, way, forward)
-        if isinstance(way, Entry):
-            together = self._denoise_together(run, call, way)
-            if not self._ways.has_denoiser_changed():  # asked only now: a GPU computes meanwhile
-                return together
+        if call.wants_gradient:  # in a callback, say; not a step of the run
+            self._one_rank("denoiser call", "its gradient is asked for, and programs have none")
+            return as_asked()
+        if calls.awaits(call):
+            if not self.denoiser.ways.has_denoiser_changed():
+                return calls.answer()
+            calls.give_up("the denoiser itself")
+        if calls.surprise:
             run.withdraw()
-            way = self._ways.while_changed(Asked.RANKS, call)
+            run.unguided += 1
+            self._say_once(f"one rank runs a denoiser call: {calls.not_as_assumed}")
+        if not run.index:
+            self._begin(call)
+        calls.note(call)
+        if calls.is_first:
+            self.denoiser.learn(calls.last)
+        is_foreseen, answer = self._share(run, call, as_asked, forward)
+        if not is_foreseen:
+            run.unguided += calls.is_first
+            run.extra += not calls.is_first
+        return answer
+
+    def _share(
+        self, run: Run, call: DenoiserCall, as_asked: Callable[[], Any], forward: Callable[..., Any]
+    ) -> tuple[bool, Any]:
+        """Answer a call that was not awaited; one that begins a step, with all calls of that.
+
+        Returns:
+            Whether it is a step of the run, and the answer.
+        """
+        step = self._calls.assumed(call)
+        if self.here.is_dry and self.config.gpus == 1:
+            self._one_rank("denoiser call", "gpus=1 runs the denoiser as it is")
+        has_steps = call.parts > 1 or step is not None or self.config.mode == "hybrid"
+        if has_steps and not (run.done or self.here.is_apart):
+            # Before anything is traced: it may be refused.
+            run.wanted = self.config.switching(self._family, sampler.num_steps(self._pipe))
+        if step is not None:
+            way = self.denoiser.way_of_step(step)
+            if not isinstance(way, AsItIs):
+                return self._compute(run, step, way, as_asked, forward)
+            self._one_rank("pipeline's calls, one by one", way.reason)
+            self._calls.are_apart = True
+        is_whole = self.denoiser.is_whole(call)
+        if not (is_whole or (self._calls.are_apart and call.parts > 1)):
+            return False, self.denoiser.ways.as_it_is(call, as_asked)
+        way, answer = self.denoiser.way(call, as_asked, is_whole=is_whole)
+        if not isinstance(way, AsItIs):
+            return self._compute(run, Branches((call,)), way, as_asked, forward)
         self._one_rank("denoiser call", way.reason)
-        run.unguided += 1
-        return forward(*args, **kwargs) if answer is None else answer
+        return False, as_asked() if answer is None else answer
+
+    def _compute(
+        self,
+        run: Run,
+        step: Branches,
+        way: Entry | OneDevice,
+        as_asked: Callable[[], Any],
+        forward: Callable[..., Any],
+    ) -> tuple[bool, Any]:
+        """Answer all calls of a step, the first of them now; see `_share`."""
+        if not run.done:
+            run.begin(run.wanted, self._pipe)
+        if self.here.is_dry:
+            raise Prepared
+        is_alone = isinstance(way, OneDevice) and len(step.calls) == 1 and self.config.gpus > 1
+        if is_alone and (reason := uneven(step.calls[0])):
+            self._say_once(f"one rank runs this denoiser: {reason}")
+        answers = self.denoiser.compute(run, step, way, forward)
+        # Asked only after a step of ranks was launched: a GPU computes meanwhile.
+        if isinstance(way, Entry) and self.denoiser.ways.has_denoiser_changed():
+            run.withdraw()
+            self._one_rank("denoiser call", self.denoiser.ways.while_changed(step).reason)
+            return False, as_asked()
+        self._calls.answered(step, answers)
+        return True, answers[0]
 
     def _begin(self, call: DenoiserCall) -> None:
         """At the first call of a run: some pipelines set their denoiser otherwise for each."""
-        if not self._ways.are_current():
-            self._forget()
+        if not self.denoiser.ways.are_current():
+            self.denoiser.forget()
         if self.config.mode == "asyncdiff":
             check_doubled(self._pipe, call)
 
     @property
+    def ranks(self) -> Ranks:
+        """What computes."""
+        return self.denoiser.ranks
+
+    @property
     def entries(self) -> Mapping[Signature, Entry]:
         """What was captured, by the signature of the call."""
-        return self._ways.entries
+        return self.denoiser.ways.entries
 
     @property
     def lacks(self) -> str:
@@ -183,68 +243,6 @@ class Session:
         if self.config.gpus == 1:
             return "a model of one rank has no programs; call optimize(pipe, gpus=2)."
         return "no guided call was captured yet; call model.compile(...) or make a picture first."
-
-    def _way(self, call: DenoiserCall, batched: Callable[[], Any]) -> tuple[Way, Any]:
-        """How a call is answered, and its answer if finding that out gave one; see `Ways.of`."""
-        if self.here.is_dry and self.config.gpus == 1:
-            return AsItIs("gpus=1 runs the denoiser as it is"), None
-        asked, strict = Asked.RANKS, self.here.is_dry or self.config.mode == "asyncdiff"
-        if self.here.is_apart or (self.config.gpus == 1 and self.config.mode == "exact"):
-            asked = Asked.HALVES
-        elif self.config.gpus == 1:
-            asked = Asked.WHOLE
-        return self._ways.of(asked, call, batched, strict=strict)
-
-    @contextmanager
-    def _trying(self) -> Iterator[nn.Module]:
-        """Within this, the denoiser has its own forward and may be run and traced."""
-        with one_compiler, one_thread(self.ranks.device), self.attachment.bypassed():
-            yield self.attachment.denoiser
-
-    def _denoise_here(
-        self, run: Run, call: DenoiserCall, way: OneDevice, forward: Callable[..., Any]
-    ) -> Any:
-        """This device alone."""
-        form = run.spec
-
-        def compute(phase: Phase) -> torch.Tensor:
-            nonlocal form
-            with one_thread(self.ranks.device):
-                prediction, form = way.compute(self.attachment.denoiser, call, forward)
-            return prediction
-
-        key = hash(call.signature())
-        prediction = run.step(key, compute, call.tensors())
-        run.last_key, run.spec = key, form
-        return form.unpack(prediction)
-
-    def _denoise_together(self, run: Run, call: DenoiserCall, entry: Entry) -> Any:
-        """Two ranks: each its part of the phase."""
-
-        def compute(phase: Phase) -> torch.Tensor:
-            inputs = call.inputs(entry.rows)
-            driver = self.ranks.connect(self.entries.values())
-            return driver.step(entry.key, phase, len(run.done), inputs)
-
-        prediction = run.step(entry.key, compute, call.tensors())
-        run.last_key, run.ranks = entry.key, self.config.gpus
-        return entry.form.unpack(prediction)
-
-    def _capture(self, call: DenoiserCall, answer: Any) -> Entry:
-        if self._packaged:
-            raise PackageError(not_packaged(call, list(self.entries)))
-        denoiser = type(self.attachment.denoiser).__name__
-        self.ranks.tell(f"capturing {denoiser}")
-        self._captures += 1
-        name = call_name(self._captures, next(iter(call.tensors().values())))
-        dump = self.config.dump and self.config.dump / name
-        with memory.lightly_collected():
-            with self._trying() as module:
-                entry = capture_entry(module, call, answer, self.config, dump)
-            self.ranks.add(entry, self.entries.values())
-        self._to_trim = True
-        logger.info("captured %s for %d ranks", denoiser, self.config.gpus)
-        return entry
 
     def _follow(self) -> str:
         """Serve the denoiser that the pipeline has now; returns why that cannot be, or ""."""
@@ -261,7 +259,7 @@ class Session:
             )
         self.ranks.device = device
         if denoiser is not self.attachment.denoiser:
-            self._forget()
+            self.denoiser.forget()
             self.attachment.follow(denoiser)
         return ""
 
@@ -278,18 +276,6 @@ class Session:
             self._say_once(f"there is nothing to prepare: {reason}")
             raise Prepared
         self._say_once(f"one rank runs this {what}: {reason}")
-
-    def _forget(self) -> None:
-        """Capture again: what is captured is no longer the denoiser."""
-        if self._packaged:
-            raise PackageError(
-                "the denoiser has changed since its package was loaded (weights, a LoRA, a "
-                "device); call restore(), then load() it again, or export the changed pipeline."
-            )
-        if self.entries:
-            logger.warning("the denoiser has changed since it was captured; it is captured again")
-        self.ranks.forget(self.entries.values())
-        self._ways.clear()
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from hybridiff_compile.capture.apart import run_apart
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
-from hybridiff_compile.capture.differing import of_another_picture
 from hybridiff_compile.capture.fingerprint import Watch
 from hybridiff_compile.capture.prediction import Form
-from hybridiff_compile.capture.state import left_behind
+from hybridiff_compile.capture.state import kept
 from hybridiff_compile.capture.trace import rows_of_halves
 from hybridiff_compile.entry import Entry
-from hybridiff_compile.errors import CaptureError, ConfigError
+from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.here import random_numbers_kept, random_numbers_now
-from hybridiff_compile.ir import BRANCHES
+from hybridiff_compile.looking import look, uneven
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.runtime.attach import Attachment
 
@@ -43,27 +43,28 @@ class OneDevice:
     """This device computes the prediction of all rows.
 
     Attributes:
-        rows: where they are: each half of them in a call of its own. Empty: all in one call.
+        rows: where they are: each part of them in a call of its own. Empty: calls as they are.
     """
 
     rows: Rows
 
     def compute(
-        self, denoiser: nn.Module, call: DenoiserCall, forward: Callable[..., Any]
-    ) -> tuple[torch.Tensor, Form]:
-        """The prediction of all rows, and the form of the denoiser's answer."""
+        self, denoiser: nn.Module, step: Branches, forward: Callable[..., Any]
+    ) -> tuple[torch.Tensor, Form, list[int]]:
+        """The prediction of a step, the form of the denoiser's answers, and the rows of each."""
         name = type(denoiser).__name__
-        if self.rows:
-            return run_apart(name, call, self.rows, forward)
-        positional, keyword = call.arguments
-        answer = forward(*positional.values(), **keyword)
-        form = Form.of(answer, name)
-        return form.pack(answer), form
+        if not self.rows:
+            return run_apart(name, step, forward)
+        (call,) = step.calls
+        prediction, form, rows = run_apart(name, Branches.of_batch(call, self.rows), forward)
+        return prediction, form, [sum(rows)]
 
 
 #: Calls of one run that differ in constants only and are captured; a pipeline that is given other
 #: numbers for some of its steps (a scale of skipped layers) has a few.
 _MOST_ALIKE = 4
+
+_NOT_SEEN = "one of a step's calls was not looked at before"
 
 #: With an entry, the ranks compute it.
 Way = Entry | OneDevice | AsItIs
@@ -84,20 +85,22 @@ class Ways:
         self,
         attachment: Attachment,
         trying: Callable[[], AbstractContextManager[nn.Module]],
-        capture: Callable[[DenoiserCall, Any], Entry],
+        capture: Callable[[Branches, Sequence[Any]], Entry],
     ) -> None:
         """Know nothing yet.
 
         Args:
             attachment: to the denoiser.
             trying: within it, the denoiser may be run, with its own forward in place.
-            capture: makes programs of a call and its answer, and gives them to the ranks.
+            capture: makes programs of a step's calls and their answers, and gives them to the
+                ranks.
         """
         self._attachment, self._trying, self._capture = attachment, trying, capture
         self._watch: Watch | None = None
         self._is_changed = False  # the denoiser, between two steps of this run
         self._alike: Counter[Signature] = Counter()  # of this run's calls, by their shapes
         self._found: dict[tuple[Asked, Signature], Way] = {}
+        self._looked: dict[Signature, str] = {}  # why a program cannot take a call's place, or ""
         #: By the form of a denoiser that is another one now: what it did not bear.
         self._refused: tuple[int, Mapping[tuple[Asked, Signature], Way]] = (0, {})
 
@@ -131,6 +134,7 @@ class Ways:
             refused = {k: way for k, way in self._found.items() if isinstance(way, AsItIs)}
             self._refused = self._watch.form, refused
         self._found.clear()
+        self._looked.clear()
         self._watch = None
 
     def look_again(self) -> Watch:
@@ -140,7 +144,8 @@ class Ways:
 
     def are_current(self) -> bool:
         """Whether the denoiser is still what is known."""
-        return not self._found or self._watch is None or self._watch.holds()
+        known = self._found or self._looked
+        return not known or self._watch is None or self._watch.holds()
 
     def has_denoiser_changed(self) -> bool:
         """Whether the denoiser was changed between two steps of this run: by a guider, say."""
@@ -161,24 +166,71 @@ class Ways:
         Raises:
             CaptureError: strict, and the call cannot be captured.
         """
-        place, answer = (asked, call.signature()), None
+        step, answer = Branches((call,)), None
+        place = asked, _place(step)
         # Where ranks compute, that is asked after the step was launched.
         is_asked_later = isinstance(self._found.get(place), Entry | AsItIs)
         if self._is_changed or (not is_asked_later and self.has_denoiser_changed()):
-            return self.while_changed(asked, call), None
-        if not self._found:
-            form, refused = self._refused
-            # One that moves or casts its weights has others at each picture, to no other effect.
-            self._found = dict(refused) if self.look_again().form == form else {}
+            return self.while_changed(step), None
+        self._begin_to_know()
         if place not in self._found:
             self._found[place], answer = self._find(asked, call, batched, strict)
         return self._found[place], answer
 
-    def while_changed(self, asked: Asked, call: DenoiserCall) -> AsItIs:
-        """How a call is answered once the denoiser is another one than at the run's begin."""
-        known = self._found.get((asked, call.signature()))
-        if isinstance(known, AsItIs):
-            return known
+    def _begin_to_know(self) -> None:
+        if not (self._found or self._looked):
+            form, refused = self._refused
+            # One that moves or casts its weights has others at each picture, to no other effect.
+            self._found = dict(refused) if self.look_again().form == form else {}
+
+    def as_it_is(self, call: DenoiserCall, batched: Callable[[], Any]) -> Any:
+        """The answer of a call that nothing is known of yet; whether it has state is known then."""
+        if call.signature() in self._looked or self.has_denoiser_changed():
+            return batched()
+        self._begin_to_know()
+        with self._trying() as denoiser:
+            answer, reason = look(denoiser, call, batched, device_of(denoiser))
+        self._looked[call.signature()] = reason
+        return answer
+
+    def of_step(self, asked: Asked, step: Branches, *, strict: bool) -> Way:
+        """How all calls of a step are answered, at the first of them.
+
+        Raises:
+            CaptureError: strict, and they cannot be captured.
+        """
+        place = asked, _place(step)
+        known = self._found.get(place)
+        if not isinstance(known, Entry | AsItIs) and self.has_denoiser_changed():
+            return self.while_changed(step)
+        if known is None:
+            try:
+                known = self._found[place] = self._find_step(asked, step)
+            except CaptureError as e:
+                if strict:
+                    raise
+                known = self._found[place] = AsItIs(str(e))
+        return known
+
+    def _find_step(self, asked: Asked, step: Branches) -> Way:
+        for call in step.calls:
+            if reason := call.opaque() or self._looked.get(call.signature(), _NOT_SEEN):
+                return AsItIs(reason)
+        if asked is not Asked.RANKS:
+            return OneDevice({})
+        device = device_of(self._attachment.denoiser)
+        with random_numbers_kept(device):
+            with self._trying() as denoiser, kept(denoiser), torch.no_grad():
+                given = (call.arguments for call in step.calls)
+                answers = [denoiser(*some.values(), **rest) for some, rest in given]
+            return self._capture(step, answers)
+
+    def while_changed(self, step: Branches) -> AsItIs:
+        """How calls are answered once the denoiser is another one than at the run's begin."""
+        for asked in Asked:
+            known = self._found.get((asked, _place(step)))
+            if isinstance(known, AsItIs):
+                return known
         return AsItIs(
             "the denoiser was changed between two steps; what was known of it is not used"
         )
@@ -186,10 +238,10 @@ class Ways:
     def _find(
         self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], strict: bool
     ) -> tuple[Way, Any]:
+        if asked is Asked.WHOLE and call.rows:
+            return OneDevice({}), None
         if reason := uneven(call) or call.opaque():
             return AsItIs(reason), None
-        if asked is Asked.WHOLE:
-            return OneDevice({}), None
         if known := self.entries.get(call.signature()):
             return OneDevice(known.rows), None
         if self._is_another_number(call):
@@ -216,69 +268,11 @@ class Ways:
 
     def _shared(self, asked: Asked, call: DenoiserCall, answer: Any) -> Way:
         if asked is Asked.RANKS:
-            return self._capture(call, answer)
+            return self._capture(Branches((call,)), [answer])
         with self._trying() as denoiser:
             return OneDevice(rows_of_halves(denoiser, call, answer))
 
 
-def uneven(call: DenoiserCall) -> str:
-    """Why the rows of a call cannot be halved; "" if they can."""
-    if call.rows and call.rows % len(BRANCHES) == 0:
-        return ""
-    if call.is_listed:
-        return "its pictures are a list of tensors, not the rows of one, which ranks share"
-    if call.rows == 1:
-        return (
-            "its batch is 1, and ranks share the rows of a batch. Where the pipeline guides by two "
-            "calls a step, or does not guide at all, make several pictures at once "
-            "(num_images_per_prompt=2, or two prompts)"
-        )
-    return (
-        f"its batch of {call.rows} has no two equal halves, and ranks share halves. An even number "
-        "of pictures has them; that helps unless the rows depend on each other"
-    )
-
-
-def look(
-    denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any], device: torch.device
-) -> tuple[Any, str]:
-    """Run a call as the pipeline made it, and see whether the denoiser depends on earlier calls.
-
-    Args:
-        denoiser: with its own forward in place.
-        call: that is run.
-        batched: runs it.
-        device: of the denoiser.
-
-    Returns:
-        The answer; and why no program can take the denoiser's place, or "".
-    """
-
-    def again() -> None:
-        positional, keyword = of_another_picture(call).arguments
-        with random_numbers_kept(device):
-            denoiser(*positional.values(), **keyword)
-
-    with torch.no_grad():
-        answer, changing = left_behind(denoiser, batched, again)
-    if not changing:
-        return answer, ""
-    return answer, (
-        f"{type(denoiser).__name__} keeps something from call to call ({changing[0]}), as caches "
-        "of features do, and a program of one call would freeze it. Switch that off (for a cache "
-        'of diffusers: disable_cache()) and take mode="hybrid", which skips what it has measured'
-    )
-
-
-def check_doubled(pipe: Any, call: DenoiserCall) -> None:
-    """AsyncDiff pipelines a batch from call to call: each has to be of the same branches.
-
-    Raises:
-        ConfigError: the pipeline guides, and not by one batch.
-    """
-    if getattr(pipe, "do_classifier_free_guidance", True) and not call.is_doubled():
-        shape = next((tuple(t.shape) for t in call.tensors().values()), None)
-        raise ConfigError(
-            "mode='asyncdiff' runs both branches in one batch, and this pipeline's call of shape "
-            f"{shape} is no [uncond, cond] batch; use mode='exact' for it."
-        )
+def _place(step: Branches) -> Signature:
+    """By what a step is known: the one call that it is, or all of its calls."""
+    return step.signature() if len(step.calls) > 1 else step.calls[0].signature()

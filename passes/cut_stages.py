@@ -42,12 +42,18 @@ class CutStages(Pass):
     device: str | None = None
 
     def __call__(self, program: StepProgram) -> StepProgram:
-        denoiser = program.graphs[0].get_submodule("denoiser")
-        assert isinstance(denoiser, fx.GraphModule)
-        pair = stages(denoiser, self.device)
         graphs = tuple(clone(module) for module in program.graphs)
+        cut: dict[fx.GraphModule, tuple[fx.GraphModule, fx.GraphModule]] = {}
         for rank, module in enumerate(graphs):
-            _cut_call(module, denoiser, pair, keep_cut=self.keep_cut and rank == 0)
+            calls = [n for n in module.graph.nodes if n.op == "call_module"]
+            for call in calls:
+                denoiser = module.get_submodule(str(call.target))
+                assert isinstance(denoiser, fx.GraphModule)
+                if denoiser not in cut:
+                    cut[denoiser] = stages(denoiser, self.device)
+                _cut_call(module, call, denoiser, cut[denoiser], self.keep_cut and rank == 0)
+            for name in {str(call.target) for call in calls}:
+                module.delete_submodule(name)
         first, *others = program.contracts
         kept = ("cut",) if self.keep_cut else ()
         contracts = (replace(first, new_state=(*first.new_state, *kept)), *others)
@@ -56,31 +62,34 @@ class CutStages(Pass):
 
 def _cut_call(
     module: fx.GraphModule,
+    call: fx.Node,
     denoiser: fx.GraphModule,
     pair: tuple[fx.GraphModule, fx.GraphModule],
     keep_cut: bool,
 ) -> None:
-    """Replace the one denoiser call of a rank's graph, in place; a rank may have none."""
-    graph = module.graph
-    calls = [n for n in graph.nodes if n.op == "call_module" and n.target == "denoiser"]
-    if not calls:
-        return
-    (call,) = calls
+    """Replace a denoiser call of a rank's graph, in place."""
+    graph, number = module.graph, str(call.target).removeprefix("denoiser")
+    first, last = (f"{stage}_{number}" if number else stage for stage in ("stage0", "stage1"))
     stage0, stage1 = pair
     given = dict(zip(_placeholders(denoiser), call.args, strict=True))
-    module.add_submodule("stage0", stage0)
-    module.add_submodule("stage1", stage1)
+    module.add_submodule(first, stage0)
+    module.add_submodule(last, stage1)
     suffix = call.name.removeprefix("eps")
     with graph.inserting_before(call):
         cut = graph.create_node(
             "call_module",
-            "stage0",
+            first,
             tuple(given[name] for name in _placeholders(stage0)),
             name=f"features{suffix}",
         )
         cut.meta = {**call.meta, "val": output_node(stage0.graph).meta["val"]}
         rest = (given[name] for name in _placeholders(stage1)[1:])
-        eps = graph.create_node("call_module", "stage1", (cut, *rest), name=f"stage1{suffix}")
+        eps = graph.create_node(
+            "call_module",
+            last,
+            (cut, *rest),
+            name=f"stage1{suffix}",
+        )
         eps.meta = dict(call.meta)
         if keep_cut:
             layout = Layout.of(cut.meta["val"])
@@ -90,7 +99,6 @@ def _cut_call(
             output_node(graph).args = ({**returned_values(graph), "cut": packed},)
     call.replace_all_uses_with(eps)
     graph.erase_node(call)
-    module.delete_submodule("denoiser")
 
 
 def _placeholders(module: fx.GraphModule) -> list[str]:

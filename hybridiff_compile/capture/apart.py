@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Rows
 from hybridiff_compile.capture.differing import same, with_other_half
 from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.state import kept
 from hybridiff_compile.capture.widened import HALF, Widened
 from hybridiff_compile.errors import CaptureError
-from hybridiff_compile.ir import BRANCHES
 
 logger = logging.getLogger(__name__)
 
@@ -37,25 +37,25 @@ def halving(name: str, what: str = "half of its batch") -> Iterator[None]:
 
 
 def run_apart(
-    name: str, call: DenoiserCall, rows: Rows, forward: Callable[..., Any]
-) -> tuple[torch.Tensor, Form]:
-    """Run the halves of a call one after the other, by the denoiser itself.
+    name: str, step: Branches, forward: Callable[..., Any]
+) -> tuple[torch.Tensor, Form, list[int]]:
+    """Run the branches of a step one after the other, by the denoiser itself.
 
     Args:
         name: of the denoiser.
-        call: of a batch that can be halved.
-        rows: where the rows of each argument are.
+        step: its calls, or the parts of a call's batch.
         forward: the denoiser's own.
 
     Returns:
-        The prediction of all rows, [2B, ...], and the form of the answer that the pipeline expects.
+        The prediction of all rows, [rows, ...], the form of the answers, and the rows of each.
     """
     outputs = []
-    for branch in range(len(BRANCHES)):
-        positional, keyword = call.branch(branch, rows).arguments
+    for call in step.calls:
+        positional, keyword = call.arguments
         outputs.append(forward(*positional.values(), **keyword))
     form = Form.of(outputs[0], name)
-    return torch.cat([form.pack(output) for output in outputs]), form
+    packed = [form.pack(output) for output in outputs]
+    return torch.cat(packed), form, [one.shape[0] for one in packed]
 
 
 def check_halves(
@@ -120,7 +120,7 @@ def check_meaning(denoiser: nn.Module, call: DenoiserCall, rows: Rows) -> None:
     try:
         with torch.no_grad(), kept(denoiser), Widened():
             expected = _batched(denoiser, call)
-            result, _ = run_apart(name, call, rows, denoiser)
+            result, *_ = run_apart(name, Branches.of_batch(call, rows), denoiser)
     except Exception as e:  # of kernels that know half precision only, or out of memory
         logger.debug("%s is not compared in float32: %s", name, e)
         return

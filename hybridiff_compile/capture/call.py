@@ -1,8 +1,9 @@
-"""One denoiser call of a pipeline: its arguments by name, and the halves of its batch."""
+"""One denoiser call of a pipeline: its arguments by name, and the parts of its batch."""
 
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from hybridiff_compile.ir import BRANCHES
 from hybridiff_compile.layout import dense_stride
 
 #: What a capture is good for: every tensor's shape, strides, dtype and device, every constant.
@@ -81,7 +81,10 @@ class DenoiserCall:
 
     def signature(self) -> Signature:
         """What must stay the same for a captured program to serve another call."""
+        return self._signature
 
+    @functools.cached_property
+    def _signature(self) -> Signature:
         def of(leaf: Any) -> Any:
             return _layout(leaf) if isinstance(leaf, torch.Tensor) else constant_text(leaf)
 
@@ -112,6 +115,16 @@ class DenoiserCall:
         return 0 if noisy is None or noisy.dim() == 0 or self.is_listed else noisy.shape[0]
 
     @property
+    def parts(self) -> int:
+        """Into how many equal parts its rows are shared out: 2, or an odd number's least divisor.
+
+        1 where there is nothing to share. Three branches of one picture are 3 rows, of two pictures
+        6, which two ranks share best as halves.
+        """
+        odd = (n for n in range(3, self.rows + 1, 2) if self.rows % n == 0)
+        return 2 if self.rows and self.rows % 2 == 0 else next(odd, 1)
+
+    @property
     def is_listed(self) -> bool:
         """Whether the first argument is no tensor and holds some, each a picture of its own."""
         positional, keyword = self.arguments
@@ -127,13 +140,16 @@ class DenoiserCall:
         return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
     def is_doubled(self) -> bool:
-        """Whether both halves of the noisy picture are bit-equal, as `[uncond, cond]` has them.
+        """Whether the noisy picture has bit-equal parts, 2 or more, as `[uncond, cond]` has them.
 
         Waits for the device.
         """
         noisy = next(iter(self.tensors().values()), None)
-        halves = () if noisy is None or noisy.dim() == 0 else noisy.chunk(len(BRANCHES))
-        return len(halves) == len(BRANCHES) and torch.equal(*halves)
+        counts = [n for n in range(2, self.rows + 1) if self.rows % n == 0]
+        if noisy is None:
+            return False
+        ways = (noisy.chunk(count) for count in counts)
+        return any(all(torch.equal(first, other) for other in rest) for first, *rest in ways)
 
     def rows_by_shape(self) -> dict[str, int]:
         """Where the shapes suggest that rows are; see `capture.rows`, which looks closer."""
@@ -141,37 +157,21 @@ class DenoiserCall:
         return {name: dim for name, dim in ways.items() if dim is not None}
 
     def branch(self, index: int, rows: Rows | None = None) -> DenoiserCall:
-        """The call of one half of the batch: every tensor that has rows is cut in the middle.
+        """The call of one part of the batch: every tensor that has rows is cut in `parts`.
 
         Args:
-            index: 0 or 1.
+            index: of the part.
             rows: where the rows of each argument are; None goes by the shapes.
         """
         rows = self.rows_by_shape() if rows is None else rows
 
-        def half(name: str, leaf: Any) -> Any:
+        def part(name: str, leaf: Any) -> Any:
             if name not in rows:
                 return leaf
-            return _as_received(leaf.chunk(len(BRANCHES), rows[name])[index])
+            return _as_received(leaf.chunk(self.parts, rows[name])[index])
 
         pairs = zip(self.names, self.leaves, strict=True)
-        return DenoiserCall(self.names, tuple(half(n, leaf) for n, leaf in pairs), self.spec)
-
-    def inputs(self, rows: Rows) -> dict[str, torch.Tensor]:
-        """The inputs of a step program, by name.
-
-        Args:
-            rows: where the rows of each argument are. An argument of rows becomes two, `<name>_u`
-                with the first half and `<name>_c` with the second; any other one is one object for
-                both. Empty: the program takes the tensors of the whole batch.
-        """
-        if not rows:
-            return self.tensors()
-        values = {}
-        for index, branch in enumerate(BRANCHES):
-            for name, tensor in self.branch(index, rows).tensors().items():
-                values[f"{name}_{branch}" if name in rows else name] = tensor
-        return values
+        return DenoiserCall(self.names, tuple(part(n, leaf) for n, leaf in pairs), self.spec)
 
 
 def constant_text(leaf: Any) -> str:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 
 from hybridiff_compile.capture.call import DenoiserCall, Rows
-from hybridiff_compile.ir import BRANCHES
 
 
 def of_another_picture(call: DenoiserCall) -> DenoiserCall:
@@ -33,10 +32,13 @@ def with_other_half(call: DenoiserCall, rows: Rows) -> DenoiserCall | None:
     for name, dim in rows.items():
         tensor = tensors[name]
         is_free = tensor.is_floating_point() and tensor.numel() > tensor.shape[dim]
-        if (name == noisy or is_free) and same(*tensor.chunk(len(BRANCHES), dim)).all():
+        first, *others = tensor.chunk(call.parts, dim)
+        equal = [i for i, other in enumerate(others, 1) if same(first, other).all()]
+        if (name == noisy or is_free) and equal:
             made[name] = tensor.detach().clone()
-            second = made[name].chunk(len(BRANCHES), dim)[1]
-            second.copy_(_others(second))
+            for i in equal:
+                other = made[name].chunk(call.parts, dim)[i]
+                other.copy_(_others(other) * i if other.is_floating_point() else _others(other))
     return _with(call, made) if made else None
 
 

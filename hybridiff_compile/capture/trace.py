@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from hybridiff_compile.capture.apart import check_halves, check_same, halving, run_apart
-from hybridiff_compile.capture.call import DenoiserCall, Rows
+from hybridiff_compile.capture.branches import Branches
+from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
 from hybridiff_compile.capture.exporting import export, quietly
 from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.rows import ways_to_halve
@@ -33,9 +34,9 @@ class Captured:
     Attributes:
         program: one graph `(sample_u, e_u..., sample_c, e_c...) -> prediction[2B, ...]`; captured
             together, `(sample, e...) -> prediction`, all at the batch 2B.
-        rows: where the rows of each argument are, the noisy picture first. Each of these is two
-            inputs, `<name>_u` and `<name>_c`; every other one is one object for all rows. Empty
-            where both halves were captured together.
+        rows: where the rows of each argument are, the noisy picture first. Each of these is an
+            input for each part, `<name>_u` and `<name>_c`; every other one is one object for all
+            rows. Empty where all parts were captured together, or are calls of their own.
         form: of the answer that the pipeline expects.
     """
 
@@ -66,7 +67,7 @@ def capture(
         with kept(denoiser), quietly():
             traced, returned = export(denoiser, call if together else call.branch(0, rows))
         known = form or Form.of(returned, name)
-        captured = Captured(step_program(traced, rows), rows, known)
+        captured = Captured(_program(traced, call, rows), rows, known)
         if answer is not None:
             _compare(captured, denoiser, call, known.pack(answer))
         return captured
@@ -74,6 +75,44 @@ def capture(
     if together or answer is None:
         return attempt({} if together else call.rows_by_shape())
     return first_that_holds(attempt, ways_to_halve(denoiser, call, answer))
+
+
+def capture_step(denoiser: nn.Module, step: Branches, answers: Sequence[Any]) -> Captured:
+    """Trace a denoiser from all calls of a step: one graph of them, `(inputs) -> prediction`.
+
+    Args:
+        denoiser: the module, with its own forward in place; it is left as it was.
+        step: its calls.
+        answers: what the denoiser returned to each.
+
+    Raises:
+        CaptureError: it cannot be exported, or the graph makes other predictions of the calls.
+    """
+    name = type(denoiser).__name__
+    form, *others = [Form.of(answer, name) for answer in answers]
+    if any(other != form for other in others):
+        raise CaptureError(f"{name} answers the calls of a step in several forms")
+    made = dict[Signature, fx.GraphModule]()
+    with kept(denoiser), quietly():
+        for call in step.calls:
+            if call.signature() not in made:
+                made[call.signature()], _ = export(denoiser, call)
+    traced = [made[call.signature()] for call in step.calls]
+    captured = Captured(step_program(traced, step.names, step.inputs_of), {}, form)
+    (graph,), (contract,) = captured.program.graphs, captured.program.contracts
+    values = step.inputs()
+    with torch.no_grad(), halving(name):
+        result = graph(*(values[n] for n in contract.inputs))["prediction"]
+    check_same(result, torch.cat([form.pack(answer) for answer in answers]), name, together=True)
+    return captured
+
+
+def _program(traced: fx.GraphModule, call: DenoiserCall, rows: Rows) -> StepProgram:
+    """Of an exported denoiser: a call for each part of the batch, or one of all its rows."""
+    if not rows:
+        return step_program([traced])
+    of = Branches.of_batch(call, rows)
+    return step_program([traced] * len(of.calls), of.names, of.inputs_of)
 
 
 def rows_of_halves(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Rows:
@@ -91,7 +130,7 @@ def rows_of_halves(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Rows
     expected = Form.of(answer, name).pack(answer)
 
     def compute(call: DenoiserCall, rows: Rows) -> torch.Tensor:
-        return run_apart(name, call, rows, denoiser)[0]
+        return run_apart(name, Branches.of_batch(call, rows), denoiser)[0]
 
     def attempt(rows: Rows) -> Rows:
         check_halves(denoiser, call, rows, expected, partial(compute, rows=rows))
@@ -126,7 +165,7 @@ def _compare(
     (step,), (contract,) = captured.program.graphs, captured.program.contracts
 
     def compute(call: DenoiserCall) -> torch.Tensor:
-        values = call.inputs(captured.rows)
+        values = Branches.of_batch(call, captured.rows).inputs()
         return step(*(values[n] for n in contract.inputs))["prediction"]
 
     if captured.rows:

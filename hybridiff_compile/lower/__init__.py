@@ -16,6 +16,7 @@ from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import RankProgram, Variant
 from hybridiff_compile.lower import compose, eager, regional
 from hybridiff_compile.lower.flat import Compiled, Flat, Run, flatten
+from hybridiff_compile.share import share
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def begin(
     rank, made = programs[0].rank, {}
     owner = [rank] * len(groups)
     if how.scope != "whole":  # a whole step is a rank's own; everything else, both may need
-        owner = compose.owners([len(g[0].graph.nodes) for g in groups], ranks)
+        owner = share([len(g[0].graph.nodes) for g in groups], ranks)
 
     def compile_those(own: bool) -> None:
         for i, group in enumerate(groups):

@@ -33,15 +33,6 @@ def children(module: fx.GraphModule) -> list[fx.GraphModule]:
     return [child for child in dict.fromkeys(called) if isinstance(child, fx.GraphModule)]
 
 
-def owners(sizes: Sequence[int], ranks: int) -> list[int]:
-    """Share parts out between ranks by size: the largest first, to the rank with the least yet."""
-    load, owner = [0] * ranks, [0] * len(sizes)
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        owner[index] = load.index(min(load))
-        load[owner[index]] += sizes[index]
-    return owner
-
-
 def compose(programs: Sequence[RankProgram], made: Mapping[nn.Module, nn.Module]) -> list[Variant]:
     """Put compiled parts in the place of the graphs that they were made from."""
     done = dict(made)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import Signature
 from hybridiff_compile.entry import Entry
 from hybridiff_compile.errors import PackageError, VerifyError
@@ -114,7 +115,7 @@ def _programs(
     """One call's programs, checked one by one and with each other before any is built."""
     sound.check_phases(made.mode, by_rank)
     ranks = [{Phase[name]: program for name, program in some.items()} for some in by_rank]
-    inputs = call.made().inputs(call.rows)
+    inputs = Branches.of_batch(call.made(), call.rows).inputs()
     device = made.device.split()[0]
     for rank, programs in enumerate(ranks):
         for phase, program in programs.items():

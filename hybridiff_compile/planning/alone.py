@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from hybridiff_compile import lower, ops
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.trace import Captured
 from hybridiff_compile.config import Lowering
@@ -150,7 +151,7 @@ def eager(
         call: a guided call of it, `[uncond, cond]` in one batch of 2B.
         captured: its step.
     """
-    values = call.inputs(captured.rows)
+    values = Branches.of_batch(call, captured.rows).inputs()
     device = next(iter(values.values())).device
     positional, keyword = call.arguments
     with torch.no_grad(), one_thread(device):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from hybridiff_compile.config import Controlled, Pinned, Switching, SwitchSettings
 from hybridiff_compile.ir import GUIDED, Phase
 from hybridiff_compile.runtime import sampler, switching
-from hybridiff_compile.runtime.combination import WORST
 from hybridiff_compile.runtime.done import Done, records
 from hybridiff_compile.runtime.estimate import axis
 from hybridiff_compile.runtime.forecast import READ_AFTER, Forecast
@@ -31,16 +29,20 @@ class Run:
     Attributes:
         mode: as in `optimize`.
         say: tells the user something, once.
+        wanted: how its phases are to be chosen once something is shared.
         settings: how its phases are chosen; None is always serial.
         forecast: what is extrapolated; None in a mode that extrapolates nothing.
         inputs: of its steps, where something is extrapolated.
         done: the steps so far whose rows were shared or looked at.
-        unguided: other calls of the denoiser so far, that were run as they are.
+        step_ends: is told that the scheduler makes a step of what the denoiser was called for.
+        unguided: other steps so far, whose calls were run as they are.
+        extra: calls of the step under way that were run as they are, after its first one.
         tau1: first pipelined step of the paper's mode, once it is known.
         last_key: of the captured signature of the last step.
         spec: the form of an answer, where one device makes them.
         ranks: that took part.
         declined: why nothing is pipelined though it was asked for; "" if it is.
+        branches: parts of the last prediction that were computed apart.
         weighing: the weights that the pipeline gives the rows of its predictions.
         is_ordered: whether the paper's mode was found to have the batch that it needs.
         scheduled: steps so far, guided or not, before the scheduler's last one.
@@ -50,16 +52,20 @@ class Run:
 
     mode: str = "hybrid"
     say: Callable[[str], None] = lambda text: None
+    wanted: Switching = None
     settings: Switching = None
     forecast: Forecast | None = None
     inputs: Inputs = field(default_factory=Inputs)
     done: list[Done] = field(default_factory=list)
+    step_ends: Callable[[], None] = lambda: None
     unguided: int = 0
+    extra: int = 0
     tau1: int | None = None
     last_key: int | None = None
     spec: Any = None
     ranks: int = 1
     declined: str = ""
+    branches: int = 2
     weighing: Weighing = field(default_factory=Weighing)
     is_ordered: bool = False
     scheduled: int = 0
@@ -76,58 +82,11 @@ class Run:
         self.settings = settings
         if isinstance(settings, Pinned | Controlled):
             along = axis(pipe.scheduler, sampler.num_steps(pipe), settings.estimator)
-            self.forecast = Forecast(settings.estimator, along)
+            parts = 2 if self.mode == "guided" else 1  # it computes one half at a time
+            self.forecast = Forecast(settings.estimator, along, parts)
 
-    @contextmanager
-    def watched(self, mode: str, pipe: Any, say: Callable[[str], None]) -> Iterator[None]:
-        """Around the call: look at the scheduler's steps, and say what keeps a mode from its best.
-
-        A late or an extrapolated prediction knows nothing of noise that a sampler has added since.
-        Guided pipelining is then declined; hybrid sees the error by itself.
-
-        Args:
-            mode: as in `optimize`.
-            pipe: whose call is under way.
-            say: tells the user something, once.
-        """
-        self.mode, self.say = mode, say
-        scheduler = getattr(pipe, "scheduler", None)
-        is_first, is_blind = True, mode in ("paper", "guided", "forecast", "asyncdiff")
-
-        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal is_first
-            if is_first and is_blind and sampler.draws_noise(scheduler, args, kwargs):
-                self._tell_of_noise(type(scheduler).__name__)
-            is_first = False
-            self.note_scheduled(*sampler.inputs(scheduler, args, kwargs))
-
-        is_watched = mode != "exact" and callable(getattr(scheduler, "step", None))
-        with sampler.watched(scheduler, before) if is_watched else nullcontext():
-            yield
-        if isinstance(self.settings, Controlled) and not any(
-            done.phase is Phase.FORECAST for done in self.done
-        ):
-            say(
-                f"hybrid extrapolated none of this run's {len(self.done)} steps; "
-                "model.report.steps has the reason of each"
-            )
-        if self.forecast is not None and self.weighing.are_unknown():
-            say(
-                "how this pipeline weighs the rows of its predictions cannot be read off what its "
-                f"scheduler is given; errors are taken for those of guidance {WORST:g}"
-            )
-
-    def _tell_of_noise(self, scheduler: str) -> None:
-        noise = f"{scheduler} draws noise of its own"
-        if self.mode == "guided":
-            self._decline(noise)
-        else:
-            self.say(
-                f"{noise}, of which a step that is pipelined or extrapolated knows nothing: "
-                "model.verify(prompt) tells what that does to a picture"
-            )
-
-    def _decline(self, why: str) -> None:
+    def decline(self, why: str) -> None:
+        """Pipeline nothing in this run, and say why."""
         self.declined = why
         self.say(f"nothing is pipelined: {why}")
 
@@ -138,7 +97,9 @@ class Run:
             given: what the pipeline made of the prediction; None if it is no tensor.
             sample: the noisy picture that the scheduler was given with it.
         """
-        calls, self.scheduled = self.index - self.scheduled, self.index
+        calls, self.scheduled = self.index - self.scheduled + self.extra, self.index
+        self.extra = 0
+        self.step_ends()
         returned, self.returned = self.returned, None
         self.regular = self.regular + 1 if calls == 1 else 0
         if calls != 1:
@@ -181,7 +142,7 @@ class Run:
             inputs: of the denoiser, by name.
 
         Returns:
-            The prediction of both branches, [2B, ...].
+            The prediction of all branches, [rows, ...].
         """
         start = time.perf_counter()
         if self.forecast is not None:
@@ -196,9 +157,11 @@ class Run:
         return prediction
 
     def withdraw(self) -> None:
-        """The last step's prediction is not used: one rank has answered the call as it is."""
+        """The last step's prediction is not used: one rank has answered a call as it is."""
         self.done.pop()
         self.returned = None
+        if self.forecast is not None:
+            self.forecast.restart()
 
     def decide(self, key: int | None) -> tuple[Phase, str]:
         """The phase of the next step, whose captured signature has this key, and why."""
@@ -251,7 +214,7 @@ class Run:
                 return Phase.SERIAL, "which half of the batch is the guided one is not known yet"
             self.is_ordered = not why
             if why:
-                self._decline(why)
+                self.decline(why)
         if self.declined and phase is not Phase.FORECAST:
             return Phase.SERIAL, self.declined
         return phase, reason
@@ -263,10 +226,10 @@ class Run:
 
         Args:
             phase: of the step.
-            returned: [2B, ...]; guided, one half's late prediction, [B, ...]; None if none was run.
+            returned: [rows, ...]; guided, one half's late prediction; None if none was run.
 
         Returns:
-            The prediction of all rows, [2B, ...]; and the discrepancy.
+            The prediction of all rows, [rows, ...]; and the discrepancy of two branches.
         """
         step, forecast = self.index, self.forecast
         if returned is None:
@@ -280,7 +243,8 @@ class Run:
             return returned, None
         if forecast is not None:
             forecast.computed(step, returned)
-        return returned, switching.discrepancy(*returned.chunk(2))
+        branches = returned.chunk(self.branches)
+        return returned, switching.discrepancy(*branches) if len(branches) == 2 else None
 
     def report(self, mode: str, after: Traffic | None, before: Traffic) -> RunReport:
         """What the call did, in a mode; the traffic is of all ranks, None if it is not known."""

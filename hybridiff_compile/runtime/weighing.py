@@ -67,8 +67,9 @@ class Weighing:
         By the weights that were read last; by `WORST`, where none ever were.
         """
         if self._view is None or self._weights is None or self._size is None:
-            one, two = (t.float().reshape(2, -1) for t in (exact, estimate))
-            worst = torch.full((1, 2), WORST, device=exact.device)
+            groups = 2 if exact.numel() % 2 == 0 else 1
+            one, two = (t.float().reshape(groups, -1) for t in (exact, estimate))
+            worst = torch.full((1, groups), WORST * 2 / groups, device=exact.device)
             return Reading(weighted_error(one, two, worst, exact.float().abs().mean()[None]))
         one, two = (self._view.of_prediction(t) for t in (exact, estimate))
         return Reading(weighted_error(one, two, self._weights, self._size))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.errors import CaptureError
@@ -88,7 +89,7 @@ def test_doubled_when_both_halves_of_the_noisy_picture_are_bit_equal(sample, exp
 
 def test_inputs_are_the_whole_batch_where_no_branch_has_its_own():
     call = toy.call_of()
-    found = call.inputs({})
+    found = Branches.of_batch(call, {}).inputs()
     assert list(found) == list(call.tensors())
     assert all(found[name] is value for name, value in call.tensors().items())
 
@@ -158,14 +159,14 @@ def test_dimension_of_rows_goes_by_the_noisy_picture():
 
 def test_halves_of_any_dimension_are_dense():
     table = torch.arange(24.0).view(3, 4, 2)
-    halves = of(torch.ones(4, 2), text=table).inputs({"sample": 0, "text": 1})
+    halves = Branches.of_batch(of(torch.ones(4, 2), text=table), {"sample": 0, "text": 1}).inputs()
     assert list(halves) == ["sample_u", "text_u", "sample_c", "text_c"]
     assert torch.equal(halves["text_c"], table[:, 2:])
     assert halves["text_u"].is_contiguous()
 
 
 def test_halves_are_not_taken_to_be_equal():
-    inputs = of(torch.tensor([[1.0], [2.0]])).inputs({"sample": 0})
+    inputs = Branches.of_batch(of(torch.tensor([[1.0], [2.0]])), {"sample": 0}).inputs()
     assert (inputs["sample_u"].item(), inputs["sample_c"].item()) == (1, 2)
 
 

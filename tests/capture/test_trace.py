@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.trace import capture
 from hybridiff_compile.errors import CaptureError
@@ -16,7 +17,7 @@ def test_step_computes_both_branches_bit_for_bit(batch):
     denoiser, call = toy.seeded(toy.Toy), toy.call_of(batch)
     captured = toy.capture_of(denoiser, call)
     later = toy.call_of(batch, seed=7)
-    values = later.inputs(captured.rows)
+    values = Branches.of_batch(later, captured.rows).inputs()
     (contract,) = captured.program.contracts
     with torch.no_grad():
         out = captured.program.graphs[0](*(values[n] for n in contract.inputs))["prediction"]
@@ -52,7 +53,7 @@ def test_parameters_and_buffers_are_named_and_shared_with_the_denoiser():
 def test_what_has_rows_is_halved_and_what_has_none_is_one_object():
     captured = toy.captured()
     assert "timestep" not in captured.rows
-    inputs = toy.call_of(seed=4).inputs(captured.rows)
+    inputs = Branches.of_batch(toy.call_of(seed=4), captured.rows).inputs()
     call = toy.call_of(seed=4)
     assert torch.equal(inputs["timestep"], call.tensors()["timestep"])
     for b, branch in enumerate("uc"):
@@ -74,7 +75,7 @@ def test_keyword_arguments_may_come_in_any_order():
     swapped = dict(reversed(keyword.items()))
     other = DenoiserCall.of(toy.PARAMETERS, tuple(positional.values()), swapped)
     captured = toy.capture_of(denoiser, other)
-    values = other.inputs(captured.rows)
+    values = Branches.of_batch(other, captured.rows).inputs()
     with torch.no_grad():
         (graph,), (contract,) = captured.program.graphs, captured.program.contracts
         out = graph(*(values[n] for n in contract.inputs))["prediction"]
@@ -216,7 +217,7 @@ def test_several_outputs_of_one_batch_are_one_prediction():
     call = DenoiserCall.of(("sample",), (torch.cat([half, 3 * half]),), {})
     batch = call.tensors()["sample"]
     captured = capture(Two(), call, Two()(batch))
-    values = call.inputs(captured.rows)
+    values = Branches.of_batch(call, captured.rows).inputs()
     (step,), (contract,) = captured.program.graphs, captured.program.contracts
     answer = captured.form.unpack(step(*(values[n] for n in contract.inputs))["prediction"])
     for made, expected in zip(answer, Two()(batch), strict=True):

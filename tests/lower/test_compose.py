@@ -2,7 +2,7 @@ import torch
 from torch import fx, nn
 
 from hybridiff_compile.ir import Phase
-from hybridiff_compile.lower.compose import children, compose, owners, parts, replace
+from hybridiff_compile.lower.compose import children, compose, parts, replace
 from tests.lower import embedded
 from tests.lower.graphs import chain, layer
 
@@ -50,14 +50,6 @@ def test_parts_come_in_the_order_of_their_calls_whatever_that_of_the_attributes(
     module.add_submodule("block0", first)
     assert list(module.children()) == [second, first]
     assert children(module) == [first, second]
-
-
-def test_owners_balance_by_size():
-    assert owners([5, 4, 3, 3], ranks=2) == [0, 1, 1, 0]
-    assert owners([1, 10, 1], ranks=2) == [1, 0, 1]
-    assert owners([7], ranks=2) == [0]
-    assert owners([], ranks=2) == []
-    assert owners([1, 2, 3], ranks=1) == [0, 0, 0]
 
 
 def test_replace_exchanges_a_part_and_leaves_its_input_alone():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.errors import PassError
 from hybridiff_compile.ir import BRANCHES, Level, Phase, StepProgram
 from hybridiff_compile.passes import AlternateBranches, CutStages, run_passes
@@ -49,13 +50,16 @@ def test_late_prediction_is_exact_for_the_step_and_branch_of_its_features():
     serial, denoiser = cut(), toy.seeded(toy.Toy)
     before, now = (toy.call_of(seed=s) for s in (1, 2))
     rows = toy.captured().rows
-    values = before.inputs(rows)
+    values = Branches.of_batch(before, rows).inputs()
     first, _ = run_passes(serial, (AlternateBranches("u"),)).graphs
     _, last = run_passes(serial, (AlternateBranches("c"),)).graphs
     with torch.no_grad():
         given = [n.name for n in first.graph.nodes if n.op == "placeholder" and n.name != "late"]
         made = first(*(values[n] for n in given), torch.zeros(1, 4, 8, 8))
-        fed = {**now.inputs(rows), **{f"late_{k}": v for k, v in values.items()}}
+        fed = {
+            **Branches.of_batch(now, rows).inputs(),
+            **{f"late_{k}": v for k, v in values.items()},
+        }
         fed |= {"cut": made["cut_next"], "cut_next": torch.empty(0)}
         names = [n.name for n in last.graph.nodes if n.op == "placeholder"]
         late = last(*(fed[n] for n in names))["late"]

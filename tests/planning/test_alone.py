@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.passes import build_programs
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def alone() -> Alone:
     programs = build_programs(toy.captured().program, "paper")
-    values = toy.call_of().inputs(toy.captured().rows)
+    values = Branches.of_batch(toy.call_of(), toy.captured().rows).inputs()
     with torch.no_grad():
         return Alone(programs, Lowering(), values, CPU)
 

@@ -13,6 +13,7 @@ import torch
 
 from hybridiff_compile import links as joins
 from hybridiff_compile import lower, ops
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.config import Lowering
 from hybridiff_compile.ir import Phase, RankProgram
 from hybridiff_compile.passes import build_programs
@@ -101,7 +102,7 @@ def served(
 
 @pytest.fixture
 def inputs() -> dict[str, torch.Tensor]:
-    return toy.call_of().inputs(toy.captured().rows)
+    return Branches.of_batch(toy.call_of(), toy.captured().rows).inputs()
 
 
 RANK_1 = ("timestep", "sample_c", "encoder_hidden_states_c", "added_text_embeds_c")

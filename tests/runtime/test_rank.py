@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hybridiff_compile import links, ops
+from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.errors import PhaseMismatchError
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.layout import UnpackCut
@@ -57,7 +58,7 @@ def branches_apart(seed: int) -> torch.Tensor:
 
 
 def inputs(seed: int) -> dict[str, torch.Tensor]:
-    return toy.call_of(seed=seed).inputs(toy.captured().rows)
+    return Branches.of_batch(toy.call_of(seed=seed), toy.captured().rows).inputs()
 
 
 def test_serial_step_has_the_bits_of_the_two_branches_one_after_the_other(serial):

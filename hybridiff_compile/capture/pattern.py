@@ -1,0 +1,201 @@
+"""How a pipeline guides, found from its denoiser calls alone: how many a step, and what they share.
+
+Some pipelines make one call of all branches, some make a call for each. Of the latter, the second
+step knows all of its calls at the first one: what they had in common in the last step (the noisy
+picture, the time) is what the first call is given now, and the rest (text) is what it was. That is
+an assumption, and each call is compared with it before anyone is given its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from hybridiff_compile.capture.branches import Branches
+from hybridiff_compile.capture.call import DenoiserCall, constant_text
+from hybridiff_compile.layout import Kept, is_kept, writes
+
+# A run whose calls were other than assumed so many times is no longer foreseen.
+_MOST_SURPRISES = 2
+
+
+@dataclass(frozen=True)
+class Held:
+    """A call, and how often its tensors had been written when it was made."""
+
+    call: DenoiserCall
+    kept: tuple[Kept | None, ...]
+
+    @classmethod
+    def of(cls, call: DenoiserCall) -> Held:
+        """Of a call that is under way."""
+        return cls(
+            call, tuple(_kept(x) if isinstance(x, torch.Tensor) else None for x in call.leaves)
+        )
+
+    def same(self, call: DenoiserCall) -> frozenset[str]:
+        """Names of the arguments in which another call is as this one was.
+
+        Compared by identity first. By value, that waits for the device.
+        """
+        if call.names != self.call.names or call.spec != self.call.spec:
+            before = dict(
+                zip(self.call.names, zip(self.call.leaves, self.kept, strict=True), strict=True)
+            )
+            pairs = [
+                (n, *before[n], x)
+                for n, x in zip(call.names, call.leaves, strict=True)
+                if n in before
+            ]
+        else:
+            pairs = list(zip(call.names, self.call.leaves, self.kept, call.leaves, strict=True))
+        return frozenset(name for name, *rest in pairs if _same(*rest))
+
+    def difference(self, call: DenoiserCall) -> str:
+        """The first argument in which a call is another one than this; "" if it is the same."""
+        if call.names != self.call.names or call.spec != self.call.spec:
+            return next(iter({*call.names} ^ {*self.call.names}), "the nesting of its arguments")
+        same = self.same(call)
+        return next((name for name in call.names if name not in same), "")
+
+    def has_picture_of(self, call: DenoiserCall) -> bool:
+        """Whether another call is given the same noisy picture; False if there is none."""
+        name, now = next(iter(call.tensors().items()), ("", None))
+        pairs = zip(self.call.names, self.call.leaves, self.kept, strict=True)
+        return any(_same(leaf, kept, now) for n, leaf, kept in pairs if n == name)
+
+
+class StepCalls:
+    """The denoiser calls of one run, by the steps that they belong to.
+
+    Attributes:
+        surprise: the argument in which the last call was another one than assumed; "" if it was
+            not.
+        last: all calls of the step before.
+        are_apart: no step is foreseen: each call is answered by itself.
+    """
+
+    def __init__(self) -> None:
+        self.surprise = ""
+        self.last: tuple[DenoiserCall, ...] = ()
+        self.are_apart = False
+        self._surprises = 0
+        self._first: Held | None = None  # of the step under way
+        self._calls: list[DenoiserCall] = []  # of it, so far
+        self._shared: list[frozenset[str]] = []  # what each has in common with the first
+        self._last_shared: tuple[frozenset[str], ...] = ()
+        self._awaited: list[tuple[Held, Any]] = []  # calls that are answered already
+        self._is_over = True
+
+    def end_step(self) -> None:
+        """The scheduler was given what the pipeline made of the calls so far."""
+        self._is_over = True
+
+    @property
+    def under_way(self) -> Sequence[DenoiserCall]:
+        """The calls of the step under way, so far."""
+        return self._calls
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the call that was noted last begins a step."""
+        return len(self._calls) == 1
+
+    @property
+    def not_as_assumed(self) -> str:
+        """What was surprising, in words."""
+        return (
+            "the calls of a step are foreseen from those of the step before, and this one was "
+            f"given another {self.surprise}"
+        )
+
+    def give_up(self, surprise: str) -> None:
+        """Await no call of this step any more, as something is not as assumed."""
+        self._awaited.clear()
+        self.surprise = surprise
+        self._surprises += 1
+        self.are_apart = self._surprises >= _MOST_SURPRISES
+
+    def begins_step(self, call: DenoiserCall) -> bool:
+        """Whether a call is the first one of a step: after a scheduler's, or of another picture."""
+        if self._is_over or self._first is None:
+            return True
+        return not self._first.has_picture_of(call)
+
+    def awaits(self, call: DenoiserCall) -> bool:
+        """Whether a call is the next one that was assumed. If it is another, none is awaited."""
+        self.surprise = ""
+        if self._is_over:
+            self._awaited.clear()  # a call that was assumed, and did not come
+        if not self._awaited:
+            return False
+        if not (name := self._awaited[0][0].difference(call)):
+            return True
+        if self.begins_step(call):
+            self._awaited.clear()
+        else:
+            self.give_up(name)
+        return False
+
+    def answer(self) -> Any:
+        """The answer of the call that was awaited."""
+        held, answer = self._awaited.pop(0)
+        self._calls.append(held.call)
+        self._shared.append(self._last_shared[len(self._shared)])
+        return answer
+
+    def note(self, call: DenoiserCall) -> None:
+        """Take a call that is not awaited."""
+        if self.begins_step(call):
+            self.last, self._last_shared = tuple(self._calls), tuple(self._shared)
+            self._first, self._calls, self._shared = Held.of(call), [call], [frozenset(call.names)]
+            self._is_over = False
+            return
+        assert self._first is not None
+        self._calls.append(call)
+        self._shared.append(self._first.same(call))
+
+    def assumed(self, call: DenoiserCall) -> Branches | None:
+        """All calls of the step that a call begins; None if that is one, or is not known.
+
+        Args:
+            call: that was noted last.
+        """
+        first, *others = self.last or (None,)
+        if not (self.is_first and others and first) or self.are_apart:
+            return None
+        if call.signature() != first.signature():
+            return None
+        now = dict(zip(call.names, call.leaves, strict=True))
+        calls = [call]
+        for other, shared in zip(others, self._last_shared[1:], strict=True):
+            pairs = zip(other.names, other.leaves, strict=True)
+            leaves = (now[name] if name in shared else leaf for name, leaf in pairs)
+            calls.append(replace(other, leaves=tuple(leaves)))
+        return Branches(tuple(calls))
+
+    def answered(self, step: Branches, answers: Sequence[Any]) -> None:
+        """Take the answers of a step's calls, of which the first one is given out now."""
+        pairs = zip(step.calls[1:], answers[1:], strict=True)
+        self._awaited = [(Held.of(call), answer) for call, answer in pairs]
+
+
+def _kept(tensor: torch.Tensor) -> Kept:
+    count = writes(tensor)
+    # Where torch does not count, only a copy can tell whether it was written.
+    return (tensor.clone() if count is None else tensor), count
+
+
+def _same(before: Any, kept: Kept | None, now: Any) -> bool:
+    if not isinstance(now, torch.Tensor) or kept is None:
+        return type(before) is type(now) and constant_text(before) == constant_text(now)
+    if is_kept(kept, now):
+        return True
+    held, count = kept
+    if count != writes(held):
+        return False  # what it was is gone
+    alike = (held.shape, held.dtype, held.device) == (now.shape, now.dtype, now.device)
+    return alike and bool(torch.equal(held, now))

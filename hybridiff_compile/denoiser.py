@@ -1,0 +1,181 @@
+"""One denoiser of a pipeline: how its calls are answered, and what computes the answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hybridiff_compile.capture.branches import Branches
+from hybridiff_compile.capture.call import DenoiserCall, Signature
+from hybridiff_compile.config import Config
+from hybridiff_compile.debug import call_name
+from hybridiff_compile.entry import (
+    Entry,
+    capture_entry,
+    capture_step_entry,
+    not_packaged,
+    one_compiler,
+)
+from hybridiff_compile.errors import PackageError
+from hybridiff_compile.here import Here
+from hybridiff_compile.ir import Phase
+from hybridiff_compile.ranks import Ranks
+from hybridiff_compile.runtime import memory
+from hybridiff_compile.runtime.attach import Attachment
+from hybridiff_compile.runtime.driver import one_thread
+from hybridiff_compile.runtime.fleet import Start
+from hybridiff_compile.runtime.run import Run
+from hybridiff_compile.ways import Asked, OneDevice, Way, Ways
+
+logger = logging.getLogger(__name__)
+
+
+class Denoiser:
+    """What is known of a denoiser's calls.
+
+    Attributes:
+        attachment: that routes them here.
+        ranks: that compute them.
+        ways: by the signature of a call, or of all calls of a step.
+        is_packaged: its programs were made elsewhere, and no others may be.
+        has_captured: since that was last set back.
+    """
+
+    def __init__(
+        self, attachment: Attachment, here: Here, config: Config, start: Start, is_packaged: bool
+    ) -> None:
+        self.attachment, self.is_packaged = attachment, is_packaged
+        self.ranks = Ranks(attachment, start, config.lowering)
+        self.ways = Ways(attachment, self._trying, self._capture)
+        self.ranks.tell, self.ranks.moved = logger.info, self.ways.look_again
+        self.has_captured = False
+        self._here, self._config, self._captures = here, config, 0
+        self._is_doubled: dict[Signature, bool] = {}
+        self._is_single: dict[Signature, bool] = {}
+
+    def is_whole(self, call: DenoiserCall) -> bool:
+        """Whether a step is known to be one call like this, so that ranks may share its rows.
+
+        A picture of equal parts is one of all branches: that is seen at once. Anything else is
+        known from a step that is over. Waits for the device, once.
+        """
+        signature = call.signature()
+        if signature not in self._is_doubled:
+            self._is_doubled[signature] = call.is_doubled()
+        return self._is_doubled[signature] or self._is_single.get(signature, False)
+
+    def learn(self, step: Sequence[DenoiserCall]) -> None:
+        """Take all calls of a step that is over, if there was one."""
+        for first in step[:1]:
+            self._is_single[first.signature()] = len(step) == 1
+
+    def way(
+        self, call: DenoiserCall, batched: Callable[[], Any], *, is_whole: bool
+    ) -> tuple[Way, Any]:
+        """How a call is answered, and its answer if finding that out gave one; see `Ways.of`."""
+        strict, asked = self._here.is_dry or self._config.mode == "asyncdiff", self._asked
+        if call.parts == 1 and is_whole and self._config.mode == "hybrid":
+            asked = Asked.WHOLE  # nothing to split; steps can be skipped
+        return self.ways.of(asked, call, batched, strict=strict)
+
+    def way_of_step(self, step: Branches) -> Way:
+        """How all calls of a step are answered, at the first of them."""
+        return self.ways.of_step(self._asked, step, strict=self._here.is_dry)
+
+    @property
+    def _asked(self) -> Asked:
+        config = self._config
+        if self._here.is_apart or (config.gpus == 1 and config.mode == "exact"):
+            return Asked.HALVES
+        return Asked.WHOLE if config.gpus == 1 else Asked.RANKS
+
+    def compute(
+        self, run: Run, step: Branches, way: Entry | OneDevice, forward: Callable[..., Any]
+    ) -> list[Any]:
+        """The answers to all calls of a step, computed or extrapolated."""
+        inputs = step.calls[0].tensors()
+        run.branches = len(step.calls) if len(step.calls) > 1 else step.calls[0].parts
+        if isinstance(way, Entry):
+            self._decline(run, way)
+            prediction = run.step(way.key, self._together(run, step, way), inputs)
+            run.last_key, run.ranks = way.key, self._config.gpus
+            form, rows = way.form, list(way.calls) or [len(prediction)]
+        else:
+            form, rows = run.spec or (None, [])
+
+            def here(phase: Phase) -> torch.Tensor:
+                nonlocal form, rows
+                with one_thread(self.ranks.device):
+                    denoiser = self.attachment.denoiser
+                    prediction, form, rows = way.compute(denoiser, step, forward)
+                return prediction
+
+            key = hash(step.signature())
+            prediction = run.step(key, here, inputs)
+            run.last_key, run.spec = key, (form, rows)
+        return [form.unpack(part) for part in prediction.split(rows)]
+
+    def _decline(self, run: Run, entry: Entry) -> None:
+        """Some modes pipeline the two halves of one batch, and have no programs for others."""
+        mode = self._config.mode
+        if mode in ("paper", "guided") and len(entry.programs) == 1 and not run.declined:
+            run.decline(
+                f"mode={mode!r} pipelines a batch of two branches, and this pipeline calls its "
+                f"denoiser for {run.branches} branches"
+                + (" one after the other" if entry.calls else "")
+            )
+
+    def _together(self, run: Run, step: Branches, entry: Entry) -> Callable[[Phase], torch.Tensor]:
+        """All ranks: each its part of a phase."""
+        if not entry.calls:
+            step = Branches.of_batch(step.calls[0], entry.rows)
+
+        def compute(phase: Phase) -> torch.Tensor:
+            driver = self.ranks.connect(self.ways.entries.values())
+            return driver.step(entry.key, phase, len(run.done), step.inputs())
+
+        return compute
+
+    @contextmanager
+    def _trying(self) -> Iterator[nn.Module]:
+        """Within this, the denoiser has its own forward and may be run and traced."""
+        with one_compiler, one_thread(self.ranks.device), self.attachment.bypassed():
+            yield self.attachment.denoiser
+
+    def _capture(self, step: Branches, answers: Sequence[Any]) -> Entry:
+        (call, *others), config = step.calls, self._config
+        if self.is_packaged:
+            raise PackageError(not_packaged(call, list(self.ways.entries)))
+        denoiser = type(self.attachment.denoiser).__name__
+        self.ranks.tell(f"capturing {denoiser}")
+        self._captures += 1
+        name = call_name(self._captures, next(iter(call.tensors().values())))
+        dump = config.dump and config.dump / name
+        with memory.lightly_collected():
+            with self._trying() as module:
+                entry = (
+                    capture_step_entry(module, step, answers, config, dump)
+                    if others
+                    else capture_entry(module, call, answers[0], config, dump)
+                )
+            self.ranks.add(entry, self.ways.entries.values())
+        self.has_captured = True
+        logger.info("captured %s for %d ranks", denoiser, config.gpus)
+        return entry
+
+    def forget(self) -> None:
+        """Capture again: what is captured is no longer the denoiser."""
+        if self.is_packaged:
+            raise PackageError(
+                "the denoiser has changed since its package was loaded (weights, a LoRA, a "
+                "device); call restore(), then load() it again, or export the changed pipeline."
+            )
+        if self.ways.entries:
+            logger.warning("the denoiser has changed since it was captured; it is captured again")
+        self.ranks.forget(self.ways.entries.values())
+        self.ways.clear()

@@ -1,0 +1,75 @@
+"""What can be said of a denoiser call before it is captured: can ranks share it, may they?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.capture.differing import of_another_picture
+from hybridiff_compile.capture.state import left_behind
+from hybridiff_compile.errors import ConfigError
+from hybridiff_compile.here import random_numbers_kept
+
+
+def uneven(call: DenoiserCall) -> str:
+    """Why the rows of a call cannot be halved; "" if they can."""
+    if call.parts > 1:
+        return ""
+    if call.is_listed:
+        return "its pictures are a list of tensors, not the rows of one, which ranks share"
+    if call.rows == 1:
+        return (
+            "it is called once a step with a batch of 1, so there is nothing to split: the model "
+            "does not guide, or by a scale that is an input. hybrid still skips steps; several "
+            "pictures at once (num_images_per_prompt=2) are shared"
+        )
+    return "its first argument is no batch of pictures"
+
+
+def look(
+    denoiser: nn.Module, call: DenoiserCall, batched: Callable[[], Any], device: torch.device
+) -> tuple[Any, str]:
+    """Run a call as the pipeline made it, and see whether the denoiser depends on earlier calls.
+
+    Args:
+        denoiser: with its own forward in place.
+        call: that is run.
+        batched: runs it.
+        device: of the denoiser.
+
+    Returns:
+        The answer; and why no program can take the denoiser's place, or "".
+    """
+
+    def again() -> None:
+        positional, keyword = of_another_picture(call).arguments
+        with random_numbers_kept(device):
+            denoiser(*positional.values(), **keyword)
+
+    with torch.no_grad():
+        answer, changing = left_behind(denoiser, batched, again)
+    if not changing:
+        return answer, ""
+    return answer, (
+        f"{type(denoiser).__name__} keeps something from call to call ({changing[0]}), as caches "
+        "of features do, and a program of one call would freeze it. Switch that off (for a cache "
+        'of diffusers: disable_cache()) and take mode="hybrid", which skips what it has measured'
+    )
+
+
+def check_doubled(pipe: Any, call: DenoiserCall) -> None:
+    """AsyncDiff pipelines a batch from call to call: each has to be of the same branches.
+
+    Raises:
+        ConfigError: the pipeline guides, and not by one batch.
+    """
+    if getattr(pipe, "do_classifier_free_guidance", True) and not call.is_doubled():
+        shape = next((tuple(t.shape) for t in call.tensors().values()), None)
+        raise ConfigError(
+            "mode='asyncdiff' runs both branches in one batch, and this pipeline's call of shape "
+            f"{shape} is no [uncond, cond] batch; use mode='exact' for it."
+        )
