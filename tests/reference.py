@@ -15,12 +15,12 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 
-def half(value: Any, index: int, doubled: int) -> Any:
+def half(value: Any, index: int, doubled: int, parts: int = 2) -> Any:
     """The u (0) or c (1) half of every tensor of a doubled batch, through any containers."""
 
     def cut(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and len(leaf) == doubled:
-            return leaf.chunk(2)[index]
+            return leaf.chunk(parts)[index]
         return leaf
 
     return pytree.tree_map(cut, value)
@@ -30,7 +30,7 @@ def half(value: Any, index: int, doubled: int) -> Any:
 def branches_apart(denoiser: Any) -> Iterator[None]:
     """One device that runs the halves of each batch one after the other, on one thread.
 
-    A batch that has no two equal halves is run as it is.
+    A batch that has no two equal halves is run in as few equal parts as there are.
     """
     own, threads = denoiser.forward, torch.get_num_threads()
 
@@ -39,9 +39,8 @@ def branches_apart(denoiser: Any) -> Iterator[None]:
             sample = kwargs.pop("hidden_states")
         assert sample is not None
         n = len(sample)
-        if n % 2:
-            return own(sample, *args, **kwargs)
-        halves = [half((sample, args, kwargs), i, n) for i in (0, 1)]
+        parts = next((p for p in range(2, n + 1) if n % p == 0), 1)
+        halves = [half((sample, args, kwargs), i, n, parts) for i in range(parts)]
         eps = [own(x, *a, **k)[0] for x, a, k in halves]
         return (torch.cat(eps),)
 

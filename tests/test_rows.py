@@ -39,8 +39,9 @@ def test_unguided_batch_of_two_is_computed_on_two_ranks(
     exact: Any, plain: Any, numbers: tuple[int, int]
 ) -> None:
     call = {"prompt": PROMPTS, "guidance_scale": 1.0, "num_inference_steps": 4}
+    exact.compile(**call, height=64, width=64, max_sequence_length=16, progress=False)
     made = pipelines.latents(exact, NAME, generator=seeds(*numbers), **call)
-    assert exact.report.ranks == 2
+    assert (exact.report.ranks, exact.report.unguided) == (2, 0)
     with branches_apart(plain.transformer):
         expected = pipelines.latents(plain, NAME, generator=seeds(*numbers), **call)
     assert torch.equal(made, expected)
@@ -48,15 +49,17 @@ def test_unguided_batch_of_two_is_computed_on_two_ranks(
     assert (made - together).abs().max() < 1e-4
 
 
-def test_three_unguided_pictures_run_on_one_rank_and_it_is_said(
-    exact: Any, plain: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    call = {"prompt": [*PROMPTS, "a red circle"], "guidance_scale": 1.0, "num_inference_steps": 2}
-    with caplog.at_level(logging.WARNING, "hybridiff_compile"):
-        made = pipelines.latents(exact, NAME, generator=seeds(1, 2, 3), **call)
-    assert "batch of 3 has no two equal halves" in caplog.text
-    assert exact.report.ranks == 1
-    assert torch.equal(made, pipelines.latents(plain, NAME, generator=seeds(1, 2, 3), **call))
+def test_three_unguided_pictures_are_shared_as_three_parts(exact: Any, plain: Any) -> None:
+    call = {"prompt": [*PROMPTS, "a red circle"], "guidance_scale": 1.0, "num_inference_steps": 3}
+    made = pipelines.latents(exact, NAME, generator=seeds(1, 2, 3), **call)
+    # That these rows are all of a step's is known after the first one.
+    assert (exact.report.ranks, exact.report.unguided, len(exact.report.steps)) == (2, 1, 2)
+    again = pipelines.latents(exact, NAME, generator=seeds(1, 2, 3), **call)
+    assert (exact.report.unguided, len(exact.report.steps)) == (0, 3)
+    with branches_apart(plain.transformer):
+        expected = pipelines.latents(plain, NAME, generator=seeds(1, 2, 3), **call)
+    assert torch.equal(again, expected)
+    assert 0 < (made - again).abs().max() < 1e-4  # the first step was computed as a batch
 
 
 def test_pictures_in_a_list_are_not_taken_for_rows() -> None:
