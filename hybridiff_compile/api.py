@@ -122,13 +122,11 @@ def optimize(
     if backend == "aot":
         raise ConfigError("backend='aot' reads a package; call load(folder, pipe) instead.")
     denoiser, family = find_denoiser(pipe)
-    if others := attach.alike(pipe, denoiser):
-        logger.warning("one rank runs this pipeline's %s as it is", ", ".join(others))
     device = device_of(denoiser)
     if backend == "tensorrt":
         tensorrt.check(device)
     start = _start(placing.ranks(device, gpus, devices), deadline)
-    return Model(pipe, Session(pipe, denoiser, config, family, start))
+    return Model(pipe, Session(pipe, config, family, start))
 
 
 def export(
@@ -172,7 +170,7 @@ def export(
         )
     if not session.entries:
         raise ConfigError(f"there is nothing to export: {session.lacks}")
-    if any(entry.calls for entry in session.entries.values()):
+    if any(entry.calls for entry in session.entries):
         raise ConfigError(
             "this pipeline makes several calls a step of its denoiser, and a package holds "
             "programs of one call; use the model itself."
@@ -229,7 +227,7 @@ def load(folder: str | Path, pipe: Any, *, deadline: float = DEADLINE) -> Model:
         raise PackageError(f"the manifest of {folder} is not as it was exported: {e}") from e
     start = _start(placing.ranks(device, config.gpus), deadline)
     packaged = partial(package.load, folder, manifest, denoiser)
-    return Model(pipe, Session(pipe, denoiser, config, family, start, packaged))
+    return Model(pipe, Session(pipe, config, family, start, packaged))
 
 
 def _start(ranks: Sequence[torch.device], deadline: float) -> fleet.Start:
@@ -248,10 +246,9 @@ def find_denoiser(pipe: Any) -> tuple[nn.Module, SwitchSettings]:
     Raises:
         UnsupportedPipelineError: there is no denoiser that can be driven, or it was patched.
     """
-    families = {"unet": UNET_SWITCHING, "transformer": TRANSFORMER_SWITCHING}
-    name, denoiser = attach.find(pipe)
+    name, denoiser = next(iter(attach.find(pipe).items()))
     attach.check(denoiser)
-    return denoiser, families[name]
+    return denoiser, TRANSFORMER_SWITCHING if name == "transformer" else UNET_SWITCHING
 
 
 def _serve(device: torch.device, deadline: float) -> None:

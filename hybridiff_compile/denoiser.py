@@ -12,6 +12,7 @@ from torch import nn
 
 from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Signature
+from hybridiff_compile.capture.pattern import StepCalls
 from hybridiff_compile.config import Config
 from hybridiff_compile.debug import call_name
 from hybridiff_compile.entry import (
@@ -24,11 +25,12 @@ from hybridiff_compile.entry import (
 from hybridiff_compile.errors import PackageError
 from hybridiff_compile.here import Here
 from hybridiff_compile.ir import Phase
+from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.ranks import Ranks
 from hybridiff_compile.runtime import memory
-from hybridiff_compile.runtime.attach import Attachment
 from hybridiff_compile.runtime.driver import one_thread
 from hybridiff_compile.runtime.fleet import Start
+from hybridiff_compile.runtime.route import Route
 from hybridiff_compile.runtime.run import Run
 from hybridiff_compile.ways import Asked, OneDevice, Way, Ways
 
@@ -39,7 +41,8 @@ class Denoiser:
     """What is known of a denoiser's calls.
 
     Attributes:
-        attachment: that routes them here.
+        route: of them.
+        calls: of the run under way, or of the last one.
         ranks: that compute them.
         ways: by the signature of a call, or of all calls of a step.
         is_packaged: its programs were made elsewhere, and no others may be.
@@ -47,16 +50,41 @@ class Denoiser:
     """
 
     def __init__(
-        self, attachment: Attachment, here: Here, config: Config, start: Start, is_packaged: bool
+        self, route: Route, here: Here, config: Config, start: Start, is_packaged: bool
     ) -> None:
-        self.attachment, self.is_packaged = attachment, is_packaged
-        self.ranks = Ranks(attachment, start, config.lowering)
-        self.ways = Ways(attachment, self._trying, self._capture)
+        self.route, self.is_packaged = route, is_packaged
+        self.calls = StepCalls()
+        self.ranks = Ranks(route, start, config.lowering)
+        self.ways = Ways(route, self._trying, self._capture)
         self.ranks.tell, self.ranks.moved = logger.info, self.ways.look_again
         self.has_captured = False
         self._here, self._config, self._captures = here, config, 0
         self._is_doubled: dict[Signature, bool] = {}
         self._is_single: dict[Signature, bool] = {}
+
+    def begin(self) -> StepCalls:
+        """A run begins; returns its calls."""
+        self.calls = StepCalls()
+        self.ways.begin()
+        if self.ranks.driver is not None:
+            self.ranks.driver.agree()
+        return self.calls
+
+    def end(self) -> None:
+        """A run is over."""
+        self.learn(self.calls.under_way)
+
+    def follow(self, denoiser: nn.Module) -> None:
+        """Serve the one that the pipeline has now."""
+        self.ranks.device = device_of(denoiser)
+        if denoiser is not self.route.denoiser:
+            self.forget()
+            self.route.follow(denoiser)
+
+    def close(self) -> None:
+        """Leave the denoiser as it was, and end its worker."""
+        self.route.leave()
+        self.ranks.close()
 
     def is_whole(self, call: DenoiserCall) -> bool:
         """Whether a step is known to be one call like this, so that ranks may share its rows.
@@ -98,26 +126,23 @@ class Denoiser:
         self, run: Run, step: Branches, way: Entry | OneDevice, forward: Callable[..., Any]
     ) -> list[Any]:
         """The answers to all calls of a step, computed or extrapolated."""
-        inputs = step.calls[0].tensors()
-        run.branches = len(step.calls) if len(step.calls) > 1 else step.calls[0].parts
+        first, *others = step.calls
+        inputs, run.branches = first.tensors(), len(step.calls) if others else first.parts
         if isinstance(way, Entry):
             self._decline(run, way)
             prediction = run.step(way.key, self._together(run, step, way), inputs)
             run.last_key, run.ranks = way.key, self._config.gpus
             form, rows = way.form, list(way.calls) or [len(prediction)]
         else:
-            form, rows = run.spec or (None, [])
 
             def here(phase: Phase) -> torch.Tensor:
-                nonlocal form, rows
                 with one_thread(self.ranks.device):
-                    denoiser = self.attachment.denoiser
-                    prediction, form, rows = way.compute(denoiser, step, forward)
+                    prediction, *run.spec = way.compute(self.route.denoiser, step, forward)
                 return prediction
 
-            key = hash(step.signature())
+            key = hash((id(self), step.signature()))
             prediction = run.step(key, here, inputs)
-            run.last_key, run.spec = key, (form, rows)
+            run.last_key, (form, rows) = key, run.spec
         return [form.unpack(part) for part in prediction.split(rows)]
 
     def _decline(self, run: Run, entry: Entry) -> None:
@@ -144,14 +169,14 @@ class Denoiser:
     @contextmanager
     def _trying(self) -> Iterator[nn.Module]:
         """Within this, the denoiser has its own forward and may be run and traced."""
-        with one_compiler, one_thread(self.ranks.device), self.attachment.bypassed():
-            yield self.attachment.denoiser
+        with one_compiler, one_thread(self.ranks.device), self.route.bypassed():
+            yield self.route.denoiser
 
     def _capture(self, step: Branches, answers: Sequence[Any]) -> Entry:
         (call, *others), config = step.calls, self._config
         if self.is_packaged:
             raise PackageError(not_packaged(call, list(self.ways.entries)))
-        denoiser = type(self.attachment.denoiser).__name__
+        denoiser = type(self.route.denoiser).__name__
         self.ranks.tell(f"capturing {denoiser}")
         self._captures += 1
         name = call_name(self._captures, next(iter(call.tensors().values())))

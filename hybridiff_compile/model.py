@@ -119,7 +119,7 @@ class Model:
 
     def programs(self) -> list[dict[Phase, StepProgram]]:
         """The programs by phase, of every shape of call so far; each prints as text."""
-        return [entry.programs for entry in self.session().entries.values()]
+        return [entry.programs for entry in self.session().entries]
 
     def graphs(self) -> str:
         """Every rank's program for every phase, as text.
@@ -143,9 +143,8 @@ class Model:
         if (session := self._session) is not None:
             with session.at_rest():
                 if self._session is not None:  # another thread may have restored it meanwhile
-                    session.attachment.detach()
-                    session.ranks.close()
-                    session.give_back()
+                    session.detach()
+                    session.close()
                     self._session, self._last_report = None, session.report
         return self.pipe
 

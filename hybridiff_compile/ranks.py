@@ -11,9 +11,9 @@ from hybridiff_compile.entry import Entry, one_compiler
 from hybridiff_compile.ir import RankProgram
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.runtime import messages
-from hybridiff_compile.runtime.attach import Attachment
 from hybridiff_compile.runtime.driver import Driver
 from hybridiff_compile.runtime.fleet import Start, forked
+from hybridiff_compile.runtime.route import Route
 from hybridiff_compile.runtime.weights import Published
 
 
@@ -21,16 +21,16 @@ class Ranks:
     """Starts the worker, and another one when it is gone; loads programs on both sides.
 
     Attributes:
-        attachment: to the denoiser whose weights they share.
+        route: to the denoiser whose weights they share.
         device: of that denoiser.
         driver: of the worker that was started last; None before the first, and after `close`.
         tell: is told what takes long.
         moved: is told that the denoiser's weights now lie in the file that the worker maps.
     """
 
-    def __init__(self, attachment: Attachment, start: Start, how: Lowering) -> None:
-        self.attachment = attachment
-        self.device = device_of(attachment.denoiser)
+    def __init__(self, route: Route, start: Start, how: Lowering) -> None:
+        self.route = route
+        self.device = device_of(route.denoiser)
         self.driver: Driver | None = None
         self.tell: Callable[[str], None] = lambda text: None
         self.moved: Callable[[], object] = lambda: None
@@ -66,7 +66,7 @@ class Ranks:
         def get_ready() -> None:  # while the worker starts
             self._be_ready = lower.get_ready(self._how, self.device)
             if entries:  # tracing is slower on weights in one mapping: not before it is needed
-                self.attachment.published()
+                self.route.published()
 
         self.driver = Driver(self._start(get_ready), self.device)
         if self._how.backend == "inductor":
@@ -82,7 +82,7 @@ class Ranks:
     def _load(self, driver: Driver, entry: Entry) -> None:
         shared = self._weights
         if shared is None:
-            shared = self._weights = self.attachment.published()
+            shared = self._weights = self.route.published()
             assert shared.path is not None  # only just written, or kept for later workers
             driver.fleet.ask(messages.Weights(shared.path, shared.manifest))
             shared.mapped()

@@ -24,7 +24,7 @@ from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.here import random_numbers_kept, random_numbers_now
 from hybridiff_compile.looking import look, uneven
 from hybridiff_compile.lower.device import device_of
-from hybridiff_compile.runtime.attach import Attachment
+from hybridiff_compile.runtime.route import Route
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,19 @@ class Ways:
 
     def __init__(
         self,
-        attachment: Attachment,
+        route: Route,
         trying: Callable[[], AbstractContextManager[nn.Module]],
         capture: Callable[[Branches, Sequence[Any]], Entry],
     ) -> None:
         """Know nothing yet.
 
         Args:
-            attachment: to the denoiser.
+            route: to the denoiser.
             trying: within it, the denoiser may be run, with its own forward in place.
             capture: makes programs of a step's calls and their answers, and gives them to the
                 ranks.
         """
-        self._attachment, self._trying, self._capture = attachment, trying, capture
+        self._route, self._trying, self._capture = route, trying, capture
         self._watch: Watch | None = None
         self._is_changed = False  # the denoiser, between two steps of this run
         self._alike: Counter[Signature] = Counter()  # of this run's calls, by their shapes
@@ -139,7 +139,7 @@ class Ways:
 
     def look_again(self) -> Watch:
         """Take the denoiser as it is now for what is known."""
-        self._watch = Watch(self._attachment.denoiser)
+        self._watch = Watch(self._route.denoiser)
         return self._watch
 
     def are_current(self) -> bool:
@@ -218,7 +218,7 @@ class Ways:
                 return AsItIs(reason)
         if asked is not Asked.RANKS:
             return OneDevice({})
-        device = device_of(self._attachment.denoiser)
+        device = device_of(self._route.denoiser)
         with random_numbers_kept(device):
             with self._trying() as denoiser, kept(denoiser), torch.no_grad():
                 given = (call.arguments for call in step.calls)
@@ -249,7 +249,7 @@ class Ways:
                 "it is given another number at each step, and a program holds one; a tensor in "
                 "its place would be an input"
             ), None
-        device = device_of(self._attachment.denoiser)
+        device = device_of(self._route.denoiser)
         put_back = random_numbers_now(device)
         with self._trying() as denoiser:
             answer, reason = look(denoiser, call, batched, device)
@@ -275,4 +275,5 @@ class Ways:
 
 def _place(step: Branches) -> Signature:
     """By what a step is known: the one call that it is, or all of its calls."""
-    return step.signature() if len(step.calls) > 1 else step.calls[0].signature()
+    first, *others = step.calls
+    return step.signature() if others else first.signature()

@@ -182,7 +182,7 @@ def test_hybrid_goes_back_to_serial_when_the_error_grows_and_comes_again_when_it
 
     steps, noise = 40, torch.Generator().manual_seed(0)
     run = Run(settings=Controlled(0.05, m=3, warm=4, tail=2, steps=steps, estimator="linear"))
-    run.forecast = Forecast("linear", [float(i) for i in range(steps)])
+    run.forecast = Forecast("linear", [float(i) for i in range(steps)], parts=2)
 
     def compute(phase: Phase) -> torch.Tensor:
         rough = 0.5 if 15 <= len(run.done) < 25 else 0.0

@@ -212,7 +212,7 @@ def test_what_is_not_as_assumed_is_computed_as_asked(act, says, mode, caplog):
     assert says in caplog.text
 
 
-def _never(mode: str) -> dict[str, float]:
+def _never(mode: str) -> dict[str, Any]:
     """Hybrid that extrapolates nothing: then it is exact."""
     return {"tolerance": 1e-9} if mode == "hybrid" else {}
 

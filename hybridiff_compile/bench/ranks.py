@@ -75,4 +75,4 @@ def field(file: str, name: str) -> int:
 
 def _fleet(model: Model) -> Fleet:
     session = model.session()
-    return session.ranks.connect(session.entries.values()).fleet
+    return session.ranks.connect(session.entries).fleet

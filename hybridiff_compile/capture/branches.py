@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
+from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature, parts_in
 from hybridiff_compile.ir import branch_names
 
 
@@ -24,7 +24,7 @@ class Branches:
     @classmethod
     def of_batch(cls, call: DenoiserCall, rows: Rows) -> Branches:
         """The equal parts of one call's batch."""
-        return cls(tuple(call.branch(i, rows) for i in range(call.parts)))
+        return cls(tuple(call.branch(i, rows) for i in range(parts_in(call, rows))))
 
     @property
     def names(self) -> tuple[str, ...]:

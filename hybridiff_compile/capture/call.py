@@ -116,13 +116,8 @@ class DenoiserCall:
 
     @property
     def parts(self) -> int:
-        """Into how many equal parts its rows are shared out: 2, or an odd number's least divisor.
-
-        1 where there is nothing to share. Three branches of one picture are 3 rows, of two pictures
-        6, which two ranks share best as halves.
-        """
-        odd = (n for n in range(3, self.rows + 1, 2) if self.rows % n == 0)
-        return 2 if self.rows and self.rows % 2 == 0 else next(odd, 1)
+        """Into how many equal parts its rows are shared out; 1 where there is nothing to share."""
+        return parts_of(self.rows)
 
     @property
     def is_listed(self) -> bool:
@@ -164,14 +159,30 @@ class DenoiserCall:
             rows: where the rows of each argument are; None goes by the shapes.
         """
         rows = self.rows_by_shape() if rows is None else rows
+        count = parts_in(self, rows)
 
         def part(name: str, leaf: Any) -> Any:
             if name not in rows:
                 return leaf
-            return _as_received(leaf.chunk(self.parts, rows[name])[index])
+            return _as_received(leaf.chunk(count, rows[name])[index])
 
         pairs = zip(self.names, self.leaves, strict=True)
         return DenoiserCall(self.names, tuple(part(n, leaf) for n, leaf in pairs), self.spec)
+
+
+def parts_of(rows: int) -> int:
+    """Into how many equal parts rows are shared out: 2, or an odd number's least divisor.
+
+    Three branches of one picture are 3 rows, of two pictures 6, which two ranks share best as
+    halves.
+    """
+    return next((n for n in range(2, rows + 1) if rows % n == 0), 1)
+
+
+def parts_in(call: DenoiserCall, rows: Rows) -> int:
+    """The same of a call's rows, by where they are in its noisy picture, the first of them."""
+    first = next(iter(rows.items()), None)
+    return 1 if first is None else parts_of(call.tensors()[first[0]].shape[first[1]])
 
 
 def constant_text(leaf: Any) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from hybridiff_compile.capture.call import DenoiserCall, Rows
+from hybridiff_compile.capture.call import DenoiserCall, Rows, parts_in
 
 
 def of_another_picture(call: DenoiserCall) -> DenoiserCall:
@@ -28,16 +28,16 @@ def with_other_half(call: DenoiserCall, rows: Rows) -> DenoiserCall | None:
         rows: where the rows of each argument are.
     """
     tensors, made = call.tensors(), {}
-    noisy = next(iter(rows))
+    noisy, parts = next(iter(rows)), parts_in(call, rows)
     for name, dim in rows.items():
         tensor = tensors[name]
         is_free = tensor.is_floating_point() and tensor.numel() > tensor.shape[dim]
-        first, *others = tensor.chunk(call.parts, dim)
+        first, *others = tensor.chunk(parts, dim)
         equal = [i for i, other in enumerate(others, 1) if same(first, other).all()]
         if (name == noisy or is_free) and equal:
             made[name] = tensor.detach().clone()
             for i in equal:
-                other = made[name].chunk(call.parts, dim)[i]
+                other = made[name].chunk(parts, dim)[i]
                 other.copy_(_others(other) * i if other.is_floating_point() else _others(other))
     return _with(call, made) if made else None
 

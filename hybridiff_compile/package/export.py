@@ -77,8 +77,8 @@ def export(session: Session, folder: Path, kind: Literal["aot", "onnx"]) -> None
         UnsupportedPipelineError: the denoiser's weights are quantized.
         BackendError: a package that writing needs is missing.
     """
-    entries, config, device = session.entries, session.config, session.ranks.device
-    own = swap.tensors_of(session.attachment.denoiser)
+    entries, config, device = session.denoiser.ways.entries, session.config, session.ranks.device
+    own = swap.tensors_of(session.denoiser.route.denoiser)
     write = _writer(kind, device)
     with _new(folder) as partial:
         stages = Stages(_SUFFIXES[kind])
@@ -108,7 +108,7 @@ def export(session: Session, folder: Path, kind: Literal["aot", "onnx"]) -> None
             format=kind,
             torch=torch.__version__,
             device=manifest.device_kind(device),
-            denoiser=type(session.attachment.denoiser).__name__,
+            denoiser=type(session.denoiser.route.denoiser).__name__,
             mode=config.mode,
             switching=manifest.Switching(**given),
             ranks=manifest.RANKS,

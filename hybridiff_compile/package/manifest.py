@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, StringConstraints, TypeAdapter, model_validator
 from torch.utils import _pytree as pytree
 
-from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.capture.call import DenoiserCall, parts_of
 from hybridiff_compile.errors import PackageError
 from hybridiff_compile.package.schema import (
     Device,
@@ -81,10 +81,11 @@ class Call(Record):
     def _check(self) -> Self:
         if len(self.names) != len(self.leaves) or len(set(self.names)) != len(self.names):
             raise ValueError("the names of its arguments are not one each")
-        tensors = self.made().tensors()
+        tensors, parts = self.made().tensors(), 0
         for name, dim in self.rows.items():
             shape = tensors[name].shape if name in tensors else ()
-            if dim >= len(shape) or not shape[dim] or shape[dim] % RANKS:
+            parts = parts or (parts_of(shape[dim]) if dim < len(shape) else 0)
+            if dim >= len(shape) or parts < RANKS or not shape[dim] or shape[dim] % parts:
                 raise ValueError(f"rows.{name}: it has no dimension {dim} that can be halved")
         if not any(leaf is not None for leaf in self.answer_leaves):
             raise ValueError("answer_leaves: the denoiser returns no tensor")

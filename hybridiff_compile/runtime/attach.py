@@ -2,54 +2,56 @@
 
 from __future__ import annotations
 
-import copy
 import copyreg
 import functools
 import inspect
-import threading
-import types
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
 from hybridiff_compile.errors import ClosedError, ConfigError, UnsupportedPipelineError
-from hybridiff_compile.runtime.weights import Published
-
-#: Handles one denoiser call: (the denoiser's own forward, args, kwargs) -> what forward returns.
-Intercept = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+from hybridiff_compile.runtime.route import is_plain
 
 #: Around one call of the pipeline; given the arguments of that call.
 Around = Callable[..., AbstractContextManager[None]]
 
-#: Where a pipeline has its denoiser.
-PLACES = ("unet", "transformer")
+#: Where a pipeline has its denoiser; of a pair of pipelines, one has a prior, one a decoder.
+PLACES = ("unet", "transformer", "prior", "decoder")
 
 _PIPELINE = "_hybridiff_pipeline"  # on an attached pipeline's class
-_joining = threading.Lock()
 
 
-def find(pipe: Any) -> tuple[str, nn.Module]:
-    """A pipeline's denoiser, and the attribute that it is at.
+def find(pipe: Any) -> dict[str, nn.Module]:
+    """A pipeline's denoisers by the attributes that they are at, the main one first.
+
+    Others are modules of its class: one for the last steps, or for one branch.
 
     Raises:
         UnsupportedPipelineError: there is none.
     """
-    for name in PLACES:
-        if isinstance(denoiser := getattr(pipe, name, None), nn.Module):
-            return name, denoiser
-    raise UnsupportedPipelineError(
-        f"{type(pipe).__name__} has no denoiser: neither `unet` nor `transformer` is a module. "
-        "Pass a diffusers pipeline that has one."
-    )
-
-
-def alike(pipe: Any, denoiser: nn.Module) -> list[str]:
-    """Names of a pipeline's other denoisers: its modules of the same class."""
+    main = next((name for name in PLACES if _is_denoiser(name, getattr(pipe, name, None))), None)
+    if main is None:
+        is_to_load = hasattr(pipe, "load_components")
+        what = "Call its load_components(), or pass" if is_to_load else "Pass"
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} has no denoiser: none of {', '.join(PLACES)} is a module that "
+            f"takes a time step. {what} a diffusers pipeline that has one."
+        )
+    denoiser = getattr(pipe, main)
+    kind = type(denoiser)
     parts = vars(pipe).items()
-    return [n for n, part in parts if type(part) is type(denoiser) and part is not denoiser]
+    others = {n: p for n, p in parts if type(p) is kind and p is not denoiser}
+    return {main: denoiser, **others}
+
+
+def _is_denoiser(place: str, part: Any) -> bool:
+    """Whether it is a module; a decoder may be one of latents, which is given no time step."""
+    if not isinstance(part, nn.Module) or place in PLACES[:2]:
+        return isinstance(part, nn.Module)
+    return any("time" in name for name in inspect.signature(part.forward).parameters)
 
 
 def check(denoiser: nn.Module) -> None:
@@ -79,7 +81,7 @@ def check(denoiser: nn.Module) -> None:
             "denoiser out (enable_group_offload with exclude_modules)."
         )
     forward = vars(denoiser).get("forward")
-    if forward is not None and not _is_ours_or_plain(denoiser, forward):
+    if forward is not None and not is_plain(denoiser, forward):
         what = getattr(forward, "__qualname__", type(forward).__name__)
         raise UnsupportedPipelineError(
             f"the forward of this {name} was replaced on the instance by {what}, which the ranks "
@@ -104,14 +106,13 @@ def refuse_autocast(device: torch.device) -> None:
 
 
 class Attachment:
-    """Routes a pipeline's denoiser calls through an intercept, and its calls through `around`.
+    """Routes a pipeline's calls through `around`.
 
     The pipeline becomes an instance of a subclass of its class, with the same name, that only wraps
-    `__call__`; the denoiser gets a `forward` of its own, which all pipelines of one denoiser share.
-    `detach` undoes both, in whatever order. Copies of either, pickled ones too, are plain.
+    `__call__`. `detach` undoes that. Copies, pickled ones too, are plain.
     """
 
-    def __init__(self, pipe: Any, denoiser: nn.Module, around: Around) -> None:
+    def __init__(self, pipe: Any, around: Around) -> None:
         """Attach.
 
         Raises:
@@ -124,13 +125,10 @@ class Attachment:
             )
         self._pipe, self._class = pipe, type(pipe)
         self._subclass = _subclass(pipe, around)
-        self._routed = _join(denoiser, self)
         pipe.__class__ = self._subclass
 
     def detach(self) -> None:
-        """Leave the pipeline and its denoiser as they were found.
-
-        What was put on top of the denoiser's forward meanwhile stays there, over the plain one.
+        """Leave the pipeline as it was found.
 
         Raises:
             ClosedError: the pipeline was given another class since, which must be undone first.
@@ -138,119 +136,6 @@ class Attachment:
         if type(self._pipe) is not self._subclass:
             raise ClosedError("the pipeline's class was changed after optimize(); undo that first.")
         self._pipe.__class__ = self._class
-        _leave(self._routed, self)
-
-    def follow(self, denoiser: nn.Module) -> None:
-        """Attach to the denoiser that the pipeline was given in the place of its former one."""
-        _leave(self._routed, self)
-        self._routed = _join(denoiser, self)
-
-    @property
-    def denoiser(self) -> nn.Module:
-        """The one whose calls are routed now."""
-        return self._routed.denoiser
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of what its forward takes."""
-        return self._routed.parameters
-
-    @property
-    def has_turn(self) -> bool:
-        """Whether this thread is within a `turn`, of this pipeline or of one that shares it."""
-        return self._routed.owner == threading.get_ident()
-
-    @contextmanager
-    def turn(self, intercept: Intercept) -> Iterator[None]:
-        """Within this, the denoiser calls of this thread go through `intercept`.
-
-        Pipelines that share a denoiser take turns.
-        """
-        routed = self._routed
-        with routed.lock:
-            routed.owner, routed.intercept = threading.get_ident(), intercept
-            try:
-                yield
-            finally:
-                routed.owner = routed.intercept = None
-
-    @contextmanager
-    def bypassed(self) -> Iterator[None]:
-        """Within this, the denoiser has its own forward: for tracing it."""
-        attributes = vars(self._routed.denoiser)
-        ours = attributes.pop("forward")
-        try:
-            yield
-        finally:
-            attributes["forward"] = ours
-
-    def published(self) -> Published:
-        """The denoiser's weights for workers to map, once for all pipelines that share it."""
-        return self._routed.published()
-
-
-class _Routed:
-    """Stands in the place of a denoiser's forward, for all pipelines that are attached to it."""
-
-    def __init__(self, denoiser: nn.Module) -> None:
-        self.denoiser = denoiser
-        self.own = types.MethodType(type(denoiser).forward, denoiser)
-        self.attached: set[Attachment] = set()
-        self.lock = threading.Lock()
-        self.owner: int | None = None
-        self.intercept: Intercept | None = None
-        self._published: Published | None = None
-        self.parameters = tuple(inspect.signature(self.own).parameters)
-        functools.update_wrapper(self, self.own)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.intercept is None or self.owner != threading.get_ident():
-            return self.own(*args, **kwargs)
-        return self.intercept(self.own, args, kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> types.MethodType:
-        denoiser = copy.deepcopy(self.denoiser, memo)
-        return types.MethodType(type(denoiser).forward, denoiser)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self.denoiser, "forward")  # read before it has attributes: its class's
-
-    def published(self) -> Published:
-        if self._published is None or not self._published.is_current():
-            self.close()
-            self._published = Published(self.denoiser)
-        return self._published
-
-    def close(self) -> None:
-        if self._published is not None:
-            self._published.close()
-            self._published = None
-
-
-def _join(denoiser: nn.Module, attachment: Attachment) -> _Routed:
-    with _joining:
-        routed = vars(denoiser).get("forward")
-        if not (isinstance(routed, _Routed) and routed.denoiser is denoiser):
-            routed = vars(denoiser)["forward"] = _Routed(denoiser)
-        routed.attached.add(attachment)
-        return routed
-
-
-def _leave(routed: _Routed, attachment: Attachment) -> None:
-    with _joining:
-        routed.attached.discard(attachment)
-        if not routed.attached:
-            routed.close()
-            if vars(routed.denoiser).get("forward") is routed:
-                del vars(routed.denoiser)["forward"]
-
-
-def _is_ours_or_plain(denoiser: nn.Module, forward: Any) -> bool:
-    """Whether a forward on the instance is an attached one, or no other than the class's."""
-    if isinstance(forward, _Routed):
-        return forward.denoiser is denoiser
-    function = getattr(forward, "__func__", None)
-    return function is type(denoiser).forward and forward.__self__ is denoiser
 
 
 def _subclass(pipe: Any, around: Around) -> type:

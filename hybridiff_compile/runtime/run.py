@@ -57,7 +57,7 @@ class Run:
     forecast: Forecast | None = None
     inputs: Inputs = field(default_factory=Inputs)
     done: list[Done] = field(default_factory=list)
-    step_ends: Callable[[], None] = lambda: None
+    step_ends: Callable[[], object] = lambda: None
     unguided: int = 0
     extra: int = 0
     tau1: int | None = None

@@ -45,7 +45,7 @@ def test_a_run_sends_that_many_bytes(name: str, mode: Any, how: dict[str, Any]) 
         for _ in range(2):  # the second one sends nothing that only a first call does
             model(pipelines.PROMPT, output_type="latent", **call_of(name))
         report = model.report
-        (entry,) = model.session().entries.values()
+        (entry,) = model.session().entries
     subject = planned(name)
     phases = [step.phase for step in report.steps]
     found = traffic.picture_bytes(entry.programs, phases, subject.changing, entry.key)

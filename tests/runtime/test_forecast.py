@@ -40,7 +40,7 @@ def both(step: float) -> torch.Tensor:
 
 
 def forecast() -> Forecast:
-    return Forecast("linear", [float(i) for i in range(20)])
+    return Forecast("linear", [float(i) for i in range(20)], parts=2)
 
 
 def test_estimate_goes_on_from_the_last_two_computed_steps():

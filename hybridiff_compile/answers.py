@@ -1,0 +1,157 @@
+"""The answers to the denoiser calls of one run: where capture, passes and runtime meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hybridiff_compile.capture.branches import Branches
+from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.config import Config, SwitchSettings
+from hybridiff_compile.denoiser import Denoiser
+from hybridiff_compile.entry import Entry
+from hybridiff_compile.here import Here, Prepared
+from hybridiff_compile.looking import check_doubled, uneven
+from hybridiff_compile.runtime import sampler
+from hybridiff_compile.runtime.driver import threads
+from hybridiff_compile.runtime.run import Run
+from hybridiff_compile.ways import AsItIs, OneDevice
+
+
+class Answers:
+    """Answers the denoiser calls of one run.
+
+    Args:
+        pipe: whose call is under way.
+        run: its bookkeeping.
+        config, family: how it switches.
+        here: how this thread's calls are to be answered.
+        say: tells the user something, once.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        run: Run,
+        config: Config,
+        family: SwitchSettings,
+        here: Here,
+        say: Callable[[str], None],
+    ) -> None:
+        self._pipe, self._run, self._here, self._say = pipe, run, here, say
+        self._config, self._family = config, family
+
+    def answer(
+        self,
+        denoiser: Denoiser,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Answer one denoiser call, in place of the denoiser's own `forward`."""
+        run, calls = self._run, denoiser.calls
+        call = DenoiserCall.of(denoiser.route.parameters, args, kwargs)
+        own = torch.get_num_threads()
+
+        def as_asked() -> Any:
+            with threads(denoiser.ranks.device, own):  # in the midst of trying, which has one
+                return forward(*args, **kwargs)
+
+        if call.wants_gradient:  # in a callback, say; not a step of the run
+            self.one_rank("denoiser call", "its gradient is asked for, and programs have none")
+            return as_asked()
+        if calls.awaits(call):
+            if not denoiser.ways.has_denoiser_changed():
+                return calls.answer()
+            calls.give_up("the denoiser itself")
+        if calls.surprise:
+            run.withdraw()
+            run.unguided += 1
+            self._say(f"one rank runs a denoiser call: {calls.not_as_assumed}")
+        if not calls.under_way:
+            self._begin(denoiser, call)
+        calls.note(call)
+        if calls.is_first:
+            denoiser.learn(calls.last)
+        is_foreseen, answer = self._share(denoiser, call, as_asked, forward)
+        if not is_foreseen:
+            run.unguided += calls.is_first
+            # Beside a prediction that was shared; a step that is all as it is is a regular one.
+            run.extra += not calls.is_first and run.returned is not None
+        return answer
+
+    def _share(
+        self,
+        denoiser: Denoiser,
+        call: DenoiserCall,
+        as_asked: Callable[[], Any],
+        forward: Callable[..., Any],
+    ) -> tuple[bool, Any]:
+        """Answer a call that was not awaited; one that begins a step, with all calls of that.
+
+        Returns:
+            Whether it is a step of the run, and the answer.
+        """
+        run, step = self._run, denoiser.calls.assumed(call)
+        if self._here.is_dry and self._config.gpus == 1:
+            self.one_rank("denoiser call", "gpus=1 runs the denoiser as it is")
+        has_steps = call.parts > 1 or step is not None or self._config.mode == "hybrid"
+        if has_steps and not (run.done or self._here.is_apart):
+            # Before anything is traced: it may be refused.
+            run.wanted = self._config.switching(self._family, sampler.num_steps(self._pipe))
+        if step is not None:
+            way = denoiser.way_of_step(step)
+            if not isinstance(way, AsItIs):
+                return self._compute(denoiser, step, way, as_asked, forward)
+            self.one_rank("pipeline's calls, one by one", way.reason)
+            denoiser.calls.are_apart = True
+        is_whole = denoiser.is_whole(call)
+        if not (is_whole or (denoiser.calls.are_apart and call.parts > 1)):
+            return False, denoiser.ways.as_it_is(call, as_asked)
+        way, answer = denoiser.way(call, as_asked, is_whole=is_whole)
+        if not isinstance(way, AsItIs):
+            return self._compute(denoiser, Branches((call,)), way, as_asked, forward)
+        self.one_rank("denoiser call", way.reason)
+        return False, as_asked() if answer is None else answer
+
+    def _compute(
+        self,
+        denoiser: Denoiser,
+        step: Branches,
+        way: Entry | OneDevice,
+        as_asked: Callable[[], Any],
+        forward: Callable[..., Any],
+    ) -> tuple[bool, Any]:
+        """Answer all calls of a step, the first of them now; see `_share`."""
+        run = self._run
+        if not run.done:
+            run.begin(run.wanted, self._pipe)
+        if self._here.is_dry:
+            raise Prepared
+        is_alone = isinstance(way, OneDevice) and len(step.calls) == 1 and self._config.gpus > 1
+        if is_alone and (reason := uneven(step.calls[0])):
+            self._say(f"one rank runs this denoiser: {reason}")
+        answers = denoiser.compute(run, step, way, forward)
+        # Asked only after a step of ranks was launched: a GPU computes meanwhile.
+        if isinstance(way, Entry) and denoiser.ways.has_denoiser_changed():
+            run.withdraw()
+            self.one_rank("denoiser call", denoiser.ways.while_changed(step).reason)
+            return False, as_asked()
+        denoiser.calls.answered(step, answers)
+        return True, answers[0]
+
+    def _begin(self, denoiser: Denoiser, call: DenoiserCall) -> None:
+        """At the first call of a run: some pipelines set their denoiser otherwise for each."""
+        if not denoiser.ways.are_current():
+            denoiser.forget()
+        if self._config.mode == "asyncdiff":
+            check_doubled(self._pipe, call)
+
+    def one_rank(self, what: str, reason: str) -> None:
+        """Say once why only one rank runs something; end a dry call."""
+        if self._here.is_dry:
+            self._say(f"there is nothing to prepare: {reason}")
+            raise Prepared
+        self._say(f"one rank runs this {what}: {reason}")
