@@ -128,11 +128,11 @@ class Answers:
         run = self._run
         if not run.done:
             run.begin(run.wanted, self._pipe)
-        if self._here.is_dry:
-            raise Prepared
         is_alone = isinstance(way, OneDevice) and len(step.calls) == 1 and self._config.gpus > 1
         if is_alone and (reason := uneven(step.calls[0])):
-            self._say(f"one rank runs this denoiser: {reason}")
+            self.one_rank("denoiser", reason)
+        if self._here.is_dry:
+            raise Prepared
         answers = denoiser.compute(run, step, way, forward)
         # Asked only after a step of ranks was launched: a GPU computes meanwhile.
         if isinstance(way, Entry) and denoiser.ways.has_denoiser_changed():

