@@ -142,8 +142,8 @@ def sentences(plan: Plan) -> Iterator[str]:
         yield _advice(plan)
     else:
         yield (
-            "This model's pipeline calls its denoiser twice a step, which optimize() runs on one "
-            "rank so far; the figures are those of the ranks' programs."
+            "This model's pipeline calls its denoiser twice a step. exact and hybrid begin both "
+            "calls at once; paper and guided need one batch of both branches."
         )
     one, *ranks = plan.memory
     has = devices.DEVICES[plan.device].memory if plan.device in devices.DEVICES else inf
