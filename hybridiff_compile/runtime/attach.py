@@ -40,9 +40,11 @@ def find(pipe: Any) -> tuple[str, nn.Module]:
     for name in PLACES:
         if isinstance(denoiser := getattr(pipe, name, None), nn.Module):
             return name, denoiser
+    is_to_load = hasattr(pipe, "load_components")
+    what = "Call its load_components(), or pass" if is_to_load else "Pass"
     raise UnsupportedPipelineError(
         f"{type(pipe).__name__} has no denoiser: neither `unet` nor `transformer` is a module. "
-        "Pass a diffusers pipeline that has one."
+        f"{what} a diffusers pipeline that has one."
     )
 
 
@@ -69,8 +71,8 @@ def check(denoiser: nn.Module) -> None:
     if hasattr(denoiser, "_hf_hook"):
         raise UnsupportedPipelineError(
             f"this {name} is offloaded by accelerate, and every rank holds the whole model; call "
-            "pipe.remove_all_hooks(), and offload the other parts only (enable_group_offload with "
-            "exclude_modules)."
+            "pipe.remove_all_hooks() (or disable_auto_cpu_offload() of its components manager), "
+            "and offload the other parts only (enable_group_offload with exclude_modules)."
         )
     if hooks := getattr(getattr(denoiser, "_diffusers_hook", None), "hooks", None):
         raise UnsupportedPipelineError(
