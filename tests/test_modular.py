@@ -13,10 +13,12 @@ import pytest
 import torch
 from diffusers import (
     ClassifierFreeGuidance,
-    DDIMScheduler,
+    EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     ModularPipeline,
+    ModularPipelineBlocks,
 )
+from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from diffusers.modular_pipelines.stable_diffusion_xl import (
     modular_blocks_stable_diffusion_xl as blocks,
 )
@@ -98,7 +100,8 @@ def test_a_call_returns_what_it_is_asked_for(model: Any, plain: Any, call: Any) 
     assert list(two) == ["images", "latents"]
     assert (two["images"] == state.images).all()
     # A state is gone on from: here from the text that was encoded for the first picture.
-    again = make(model, {}, state=state, output_type="np", output="images")
+    anew = {"latents": None, "timesteps": None, "state": state}
+    again = make(model, anew, output_type="np", output="images")
     assert (again == state.images).all()
 
 
@@ -136,13 +139,17 @@ def test_a_model_is_verified(call: Any) -> None:
         assert found.psnr_db == 100.0
         latent = model.verify(pipelines.PROMPT, output_type="latent", **size, **TWO)
         assert (latent.max_abs_error, latent.psnr_db) == (0.0, None)
-    with hybridiff_compile.optimize(modular.sdxl()[0], 1, mode="forecast", tau1=2, k=1) as model:
-        found = model.verify(pipelines.PROMPT, **size, **TWO)
-        assert [error > 1e-4 for error in found.error_by_step] == [False, False, True, True]
-        assert 10 < (found.psnr_db or 0) < 100
 
 
-class Watching(blocks.ModularPipelineBlocks):
+def test_a_verification_sees_the_error_of_each_step() -> None:
+    pipe, call = modular.flux()
+    with hybridiff_compile.optimize(pipe, 1, mode="forecast", tau1=3, k=2) as model:
+        found = model.verify("", num_inference_steps=6, **call, **TWO)
+    assert [error > 1e-4 for error in found.error_by_step] == [False] * 3 + [True] * 3
+    assert found.max_abs_error > 1e-3
+
+
+class Watching(ModularPipelineBlocks):
     """Takes the place of a callback: it is run after each step."""
 
     model_name = "stable-diffusion-xl"
@@ -166,19 +173,18 @@ def test_a_block_of_the_users_own_is_run_at_each_step(call: Any) -> None:
     pipe = whole.init_pipeline()
     pipe.update_components(**modular.sdxl_parts())
     Watching.ask = lambda: None
-    wanted = make(pipe, call)
+    wanted = on_one_thread(lambda: make(pipe, call))
     with hybridiff_compile.optimize(pipe, 1, mode="exact") as model:
         Watching.seen.clear()
         Watching.ask = lambda: model.progress
         made = on_one_thread(lambda: make(model, call))
-        assert [(p.step, p.steps) for p in Watching.seen] == [(i, STEPS) for i in range(STEPS)]
-    assert (made - wanted).abs().max() < 1e-4
-    assert wanted.abs().max() < 1  # it did halve the latents
+        assert [progress.steps for progress in Watching.seen] == [STEPS] * STEPS
+    assert torch.equal(made, wanted)
 
 
 def saved(pipe: Any, folder: Path) -> Any:
-    pipe.save_pretrained(folder)
-    again = ModularPipeline.from_pretrained(folder, local_files_only=True)
+    pipe.save_pretrained(str(folder), overwrite_modular_index=True)
+    again = ModularPipeline.from_pretrained(str(folder), local_files_only=True)
     again.load_components(local_files_only=True)
     return again
 
@@ -192,13 +198,17 @@ COPIES: dict[str, Callable[[Any, Path], Any]] = {
 
 @pytest.mark.parametrize("way", COPIES)
 def test_a_copy_is_the_plain_pipeline(way: str, tmp_path: Path) -> None:
-    pipe, call = modular.sd3()
-    wanted = on_one_thread(lambda: make(pipe, call))
+    # Only whole blocks can be loaded; once a text encoder has run, no pickle takes it.
+    pipe, call = modular.sdxl() if way == "save_pretrained" else modular.sd3()
+    name = "unet" if hasattr(pipe, "unet") else "transformer"
     with hybridiff_compile.optimize(pipe, 1) as model:
         copied = COPIES[way](model.pipe, tmp_path)
         assert type(copied).__call__ is ModularPipeline.__call__
-        assert type(copied.transformer.forward).__name__ == "method"
-        assert torch.equal(on_one_thread(lambda: make(copied, call)), wanted)
+        assert type(copied) is type(pipe).__mro__[1]
+        assert getattr(copied, name) is not getattr(pipe, name)
+        assert "_Routed" not in repr(vars(getattr(copied, name)).get("forward"))
+        wanted = on_one_thread(lambda: make(model, call))
+    assert torch.equal(on_one_thread(lambda: make(copied, call)), wanted)
 
 
 def test_components_are_updated_between_two_calls(plain: Any, call: Any) -> None:
@@ -207,7 +217,7 @@ def test_components_are_updated_between_two_calls(plain: Any, call: Any) -> None
         make(model, call, **TWO)
         changes: list[dict[str, Callable[[], Any]]] = [
             {"guider": lambda: ClassifierFreeGuidance(guidance_scale=2.0)},
-            {"scheduler": lambda: DDIMScheduler.from_config(plain.scheduler.config)},
+            {"scheduler": lambda: EulerDiscreteScheduler.from_config(plain.scheduler.config)},
             {"unet": lambda: modular.sdxl_unet(9)},
         ]
         for change in changes:
@@ -236,8 +246,8 @@ def test_what_gives_no_picture_is_refused(
         make(model, {**call, **wrong})
 
 
-def test_what_a_state_holds_is_refused_too(model: Any, plain: Any, call: Any) -> None:
-    state = make(plain, call, output=None)
+def test_what_a_state_holds_is_refused_too(model: Any) -> None:
+    state = PipelineState()
     state.set("num_inference_steps", 0)
     with pytest.raises(ConfigError, match="at least one step"):
         model(state=state)
@@ -286,14 +296,16 @@ def test_the_steps_of_a_run_are_counted(
     pipe = modular.sdxl()[0]
     if kind is not None:
         pipe.update_components(scheduler=kind.from_config(pipe.scheduler.config))
-    found = []
+    found, times = [], []
 
-    def look(*_: Any) -> None:
+    def look(_: Any, args: tuple[Any, ...]) -> None:
         found.append(sampler.num_steps(pipe))
+        times.append(pipe.guider.get_state()["step"])
 
     pipe.unet.register_forward_pre_hook(look)
     make(pipe, call, **more)
-    assert found == [steps] * 2 * steps  # two calls a step
+    assert set(found) == {steps}
+    assert len(set(times)) == steps
 
 
 def test_a_second_denoiser_is_said_to_be_run_by_one_rank(
