@@ -65,7 +65,7 @@ def num_steps(pipe: Any) -> int:
         return int(steps)
     scheduler = pipe.scheduler
     steps = len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
-    guider = getattr(pipe, "guider", None)
+    guider: Any = getattr(pipe, "guider", None)
     told = guider.get_state().get("num_inference_steps") if hasattr(guider, "get_state") else None
     return steps if told is None else min(steps, told * getattr(scheduler, "order", 1))
 
