@@ -66,7 +66,8 @@ def optimize(
     On a CPU machine a rank is one process with one thread.
 
     Args:
-        pipe: a diffusers pipeline with a `unet` or a `transformer`, on the CPU or on a GPU.
+        pipe: a diffusers pipeline with a `unet` or a `transformer`, on the CPU or on a GPU. A
+            modular one, too, once its components are loaded.
         gpus: 2, or 1 to run the two branches one after the other on one device.
         mode: "hybrid": each rank computes one branch, and steps are extrapolated where that is seen
             to do little harm; the fastest. "exact": nothing is approximated. "paper": some steps

@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from hybridiff_compile.blocks import given, hands_on, held, takes, walk
 from hybridiff_compile.errors import ConfigError
 
 # A pipeline's processor of pictures takes any other word for "np".
@@ -32,28 +33,27 @@ def check_call(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
         ConfigError: a number that is none (NaN, or an infinite scale), a count of steps that is
             not at least 1, or an output type that the pipeline would take for another one.
     """
-    call = type(pipe).__call__
     try:
-        given = inspect.signature(call).bind_partial(pipe, *args, **kwargs).arguments
+        passed = given(pipe, tuple(args), kwargs)
     except TypeError:  # the pipeline says it better
         return
-    for name, value in given.items():
+    for name, value in passed.items():
         numbers = value if isinstance(value, list | tuple) else (value,)
         for number in numbers:
             _check_number(name, number)
-    times = [given[name] for name in ("timesteps", "sigmas") if given.get(name) is not None]
+    times = [passed[name] for name in ("timesteps", "sigmas") if passed.get(name) is not None]
     if any(isinstance(some, list | tuple) and not some for some in times):
         raise ConfigError("timesteps and sigmas: a picture takes at least one step, pass some.")
     if not times:  # they replace the count
-        _check_steps(given.get("num_inference_steps", 1))
-    _check_output_type(pipe, given.get("output_type"))
+        _check_steps(passed.get("num_inference_steps", 1))
+    _check_output_type(pipe, passed.get("output_type"))
 
 
 def with_prompt(pipe: Any, call: Mapping[str, Any], prompt: str) -> dict[str, Any]:
     """Keywords of a pipeline's call, with a prompt if it takes one and none is given."""
-    takes = inspect.signature(type(pipe).__call__).parameters
-    is_told = any(p.kind is p.VAR_KEYWORD for p in takes.values())  # perhaps handed on
-    if "prompt_embeds" in call or not ("prompt" in takes or is_told):
+    told = {**held(call.get("state")), **call}
+    is_taken = takes(pipe, "prompt") or hands_on(pipe)
+    if "prompt_embeds" in told or "prompt" in told or not is_taken:
         return dict(call)
     return {"prompt": prompt, **call}
 
@@ -102,8 +102,9 @@ def _check_steps(steps: Any) -> None:
 def _check_output_type(pipe: Any, output: Any) -> None:
     if not isinstance(output, str) or output in _OUTPUT_TYPES:
         return
-    source = _source(type(pipe).__module__)
-    if source and f'"{output}"' not in source and f"'{output}'" not in source:
+    sources = [_source(type(part).__module__) for part in (pipe, *walk(pipe))]
+    words = f'"{output}"', f"'{output}'"
+    if all(sources) and not any(word in source for source in sources for word in words):
         raise ConfigError(
             f"output_type={output!r} is none that {type(pipe).__name__} knows; choose one of "
             f"{', '.join(_OUTPUT_TYPES)}."

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from hybridiff_compile import verification
 from hybridiff_compile.arguments import check_flag, with_prompt
+from hybridiff_compile.blocks import without_bars
 from hybridiff_compile.errors import ClosedError, HybridiffError
 from hybridiff_compile.ir import Phase, StepProgram
 from hybridiff_compile.runtime.done import last_kind
@@ -55,14 +56,9 @@ class Model:
         """
         session = self.session()
         call = with_prompt(self.pipe, call, "")
-        hidden = getattr(self.pipe, "_progress_bar_config", None)
-        self.pipe.set_progress_bar_config(**{**(hidden or {}), "disable": True})
-        try:
-            with session.here.dry(), shown(session, progress):
-                self.pipe(**call)
-                self.pipe(**call)  # one of a single step has only shown how it guides
-        finally:
-            self.pipe.set_progress_bar_config(**(hidden or {}))
+        with without_bars(self.pipe), session.here.dry(), shown(session, progress):
+            self.pipe(**call)
+            self.pipe(**call)  # one of a single step has only shown how it guides
 
     @property
     def report(self) -> RunReport:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hybridiff_compile.arguments import check_call
+from hybridiff_compile.blocks import held, outputs, takes
 from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
 from hybridiff_compile.quality import (
     Pictures,
@@ -22,6 +23,7 @@ from hybridiff_compile.quality import (
     relative_error,
     ssim,
 )
+from hybridiff_compile.runtime import sampler
 from hybridiff_compile.runtime.report import RunReport
 from hybridiff_compile.session import Session
 
@@ -40,6 +42,7 @@ class Verification:
         lpips: mean over pictures; None also where its network's weights are not on this machine.
         max_abs_error: largest difference of the final latents; 0 means the same bits.
         error_by_step: after each step, mean|latents - reference| / mean|reference|; mean of seeds.
+            Where the pipeline takes no callback, its latents are what its scheduler makes.
         steps_by_phase: of the model's calls, mean over seeds.
         seconds, one_device_seconds: of a call, median over seeds. Preparing programs is not in it;
             what else a first call takes longer for is: give three seeds or more to be rid of it.
@@ -89,7 +92,8 @@ def check(pipe: Any, prompt: Any, seeds: Sequence[int], call: Mapping[str, Any])
             or give no picture.
         UnsupportedPipelineError: the pipeline does not show its latents after each step.
     """
-    if not prompt and "prompt_embeds" not in call:
+    told = {**held(call.get("state")), **call}
+    if not (prompt or "prompt_embeds" in told or told.get("prompt")):
         raise ConfigError(f"prompt={prompt!r}: pass the prompt of the pictures to compare.")
     if isinstance(seeds, str) or not isinstance(seeds, Sequence | range) or not seeds:
         raise ConfigError(f"seeds={seeds!r} must be whole numbers, such as (0, 1, 2).")
@@ -103,11 +107,15 @@ def check(pipe: Any, prompt: Any, seeds: Sequence[int], call: Mapping[str, Any])
     taken = [name for name in call if name.startswith(_CALLBACK)]
     if taken:
         raise ConfigError(f"verify() watches the steps itself; drop {', '.join(taken)}.")
-    if _CALLBACK not in inspect.signature(type(pipe).__call__).parameters:
+    if not (takes(pipe, _CALLBACK) or _has_sampler(pipe)):
         raise UnsupportedPipelineError(
-            f"{type(pipe).__name__} takes no {_CALLBACK}, so its latents cannot be compared step "
-            "by step; compare its pictures yourself."
+            f"{type(pipe).__name__} takes no {_CALLBACK} and has no scheduler, so its latents "
+            "cannot be compared step by step; compare its pictures yourself."
         )
+
+
+def _has_sampler(pipe: Any) -> bool:
+    return callable(getattr(getattr(pipe, "scheduler", None), "step", None))
 
 
 def verify(
@@ -177,22 +185,45 @@ class _Watch:
     latents: list[torch.Tensor] = field(default_factory=list)
 
     def __call__(self, pipe: Any, step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:
-        self.latents.append(values["latents"].detach().to("cpu", copy=True))
+        self.note(values["latents"])
         return {}
+
+    def note(self, latents: torch.Tensor) -> None:
+        self.latents.append(latents.detach().to("cpu", copy=True))
 
 
 def _make(pipe: Any, session: Session, prompt: Any, seed: int, call: Mapping[str, Any]) -> _Call:
     watch, generator = _Watch(), torch.Generator("cpu").manual_seed(seed)
-    given = dict(call)
-    if given.get("output_type") != "latent":
+    given: dict[str, Any] = {**call, "generator": generator}
+    if given.get("output_type") != "latent" and takes(pipe, "output_type"):
         given["output_type"] = "np"  # any other would round the pictures before they are compared
     if prompt:
         given["prompt"] = prompt
+    watched = nullcontext()
+    if takes(pipe, _CALLBACK):
+        given[_CALLBACK] = watch
+    else:
+        watched = sampler.watched(pipe.scheduler, after=watch.note)
+    if (names := outputs(pipe)) is not None:
+        given["output"] = names
     begin = time.perf_counter()
-    out = pipe(**given, generator=generator, callback_on_step_end=watch)
+    with watched:
+        out = pipe(**given)
     seconds = time.perf_counter() - begin
+    if not watch.latents:
+        raise UnsupportedPipelineError(
+            f"the scheduler of this {type(pipe).__name__} was not seen to make a step, so its "
+            "latents cannot be compared step by step; compare its pictures yourself."
+        )
     assert session.report is not None
-    return _Call(session.report, watch.latents, out[0], seconds)
+    return _Call(session.report, watch.latents, _of(out, names), seconds)
+
+
+def _of(out: Any, names: Sequence[str] | None) -> Any:
+    """The pictures in what a pipeline returned; by name, the first arrays of one of blocks."""
+    if names is None:
+        return out[0]
+    return next((value for value in out.values() if isinstance(value, np.ndarray)), None)
 
 
 def _errors(made: _Call, reference: _Call) -> list[float]:

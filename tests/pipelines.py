@@ -104,6 +104,14 @@ def put_transformer(pipe: Any, blocks: int, seed: int = 5) -> None:
     pipe.register_modules(transformer=transformer.eval())
 
 
+def awake(module: torch.nn.Module) -> Any:
+    """Give what is initialised to zeros some weights, so that the prediction depends on all."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return module.eval()
+
+
 def seeded(build: Callable[[], Any], seed: int = 5) -> Any:
     """What `build` makes of a seed's random numbers; the caller's own stay as they are."""
     with torch.random.fork_rng(devices=[]):

@@ -23,20 +23,13 @@ from diffusers import (
 import hybridiff_compile
 from hybridiff_compile import session
 from hybridiff_compile.runtime.run import Run
+from tests.pipelines import awake
 
 W, STEPS = 4.5, 20
 
 
 def vae() -> Any:
     return AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4)
-
-
-def awake(module: torch.nn.Module) -> Any:
-    """Give what is initialised to zeros some weights, so that the prediction depends on all."""
-    for parameter in module.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return module.eval()
 
 
 def text(seed: int) -> torch.Tensor:

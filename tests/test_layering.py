@@ -13,11 +13,12 @@ PACKAGE = "hybridiff_compile"
 
 #: What each part may import of the package, itself apart. The four in the middle never meet.
 MIDDLE = {"capture", "passes", "lower", "runtime"}
-GROUND = {"config", "errors", "arguments"}
+GROUND = {"config", "errors", "arguments", "blocks"}
 TYPES = {"ir", "links", "ops", "layout"}
 ALLOWED = {
     "errors": set(),
-    "arguments": {"errors"},
+    "blocks": set(),
+    "arguments": {"errors", "blocks"},
     "style": set(),
     "config": {"errors", "arguments"},
     **{name: GROUND | TYPES for name in TYPES},

@@ -154,7 +154,7 @@ def test_a_pipeline_that_shows_no_latents_is_refused() -> None:
     class Blind:
         def __call__(self, prompt: str) -> None: ...
 
-    with pytest.raises(UnsupportedPipelineError, match="Blind takes no callback_on_step_end"):
+    with pytest.raises(UnsupportedPipelineError, match="Blind takes no callback_on_step_end and"):
         check(Blind(), "a", (0,), {})
 
 

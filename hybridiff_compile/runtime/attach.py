@@ -71,8 +71,8 @@ def check(denoiser: nn.Module) -> None:
     if hasattr(denoiser, "_hf_hook"):
         raise UnsupportedPipelineError(
             f"this {name} is offloaded by accelerate, and every rank holds the whole model; call "
-            "pipe.remove_all_hooks(), and offload the other parts only (enable_group_offload with "
-            "exclude_modules)."
+            "pipe.remove_all_hooks() (or disable_auto_cpu_offload() of its components manager), "
+            "and offload the other parts only (enable_group_offload with exclude_modules)."
         )
     if hooks := getattr(getattr(denoiser, "_diffusers_hook", None), "hooks", None):
         raise UnsupportedPipelineError(

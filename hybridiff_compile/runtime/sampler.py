@@ -16,16 +16,21 @@ _SEEDS = (0, 1)
 
 #: Called before a step of a scheduler, with the arguments of its `step`.
 Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
+#: Called after one, with the noisy picture that it made.
+After = Callable[[torch.Tensor], None]
 
 
 @contextmanager
-def watched(scheduler: Any, before: Before) -> Iterator[None]:
-    """Within this, something is called before each step of a scheduler.
+def watched(
+    scheduler: Any, before: Before | None = None, after: After | None = None
+) -> Iterator[None]:
+    """Within this, something is called before or after each step of a scheduler.
 
     Args:
         scheduler: of a pipeline whose call is under way within this; it is left as it was. Copies
             of it that are made meanwhile are not watched.
         before: with the pipeline's own arguments.
+        after: with what the step made.
     """
     own, found = scheduler.step, vars(scheduler).get("step")
 
@@ -33,8 +38,12 @@ def watched(scheduler: Any, before: Before) -> Iterator[None]:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self is not scheduler:
             return type(self).step(self, *args, **kwargs)
-        before(args, kwargs)
-        return own(*args, **kwargs)
+        if before is not None:
+            before(args, kwargs)
+        out = own(*args, **kwargs)
+        if after is not None:
+            after(_made(out))
+        return out
 
     # A bound method, because a deep copy of one is bound to the copy of the scheduler.
     scheduler.step = types.MethodType(step, scheduler)
@@ -47,9 +56,18 @@ def watched(scheduler: Any, before: Before) -> Iterator[None]:
 
 
 def num_steps(pipe: Any) -> int:
-    """Steps of the call that is under way, once its time steps are set."""
-    steps = getattr(pipe, "num_timesteps", None)
-    return len(pipe.scheduler.timesteps) if steps is None else int(steps)
+    """Steps of the call that is under way, once its first one has begun.
+
+    A pipeline that does not tell runs the scheduler's time steps: from where its scheduler begins,
+    and not more than it has told its guider of.
+    """
+    if (steps := getattr(pipe, "num_timesteps", None)) is not None:
+        return int(steps)
+    scheduler = pipe.scheduler
+    steps = len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+    guider: Any = getattr(pipe, "guider", None)
+    told = guider.get_state().get("num_inference_steps") if hasattr(guider, "get_state") else None
+    return steps if told is None else min(steps, told * getattr(scheduler, "order", 1))
 
 
 def inputs(
@@ -83,8 +101,12 @@ def draws_noise(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             out = trial.step(*args, **given)
-        made.append(out[0] if isinstance(out, tuple) else out.prev_sample)
+        made.append(_made(out))
     return not torch.equal(*made)
+
+
+def _made(out: Any) -> torch.Tensor:
+    return out[0] if isinstance(out, tuple) else out.prev_sample
 
 
 def _seeded(generator: Any, seed: int) -> Any:
