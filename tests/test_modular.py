@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -83,7 +84,7 @@ def test_one_picture_has_the_bits_of_the_plain_pipeline(name: str) -> None:
 
 def test_two_pictures_are_shared_by_two_ranks(model: Any, plain: Any, call: Any) -> None:
     for seed in (0, 1):
-        made = on_one_thread(lambda: make(model, call, seed, **TWO))
+        made = on_one_thread(partial(make, model, call, seed, **TWO))
         assert torch.equal(made, two_alone(plain, call, seed=seed))
         assert model.report.ranks == 2
     assert not torch.equal(made, make(model, call, **TWO))
