@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 
 import hybridiff_compile
@@ -16,7 +17,8 @@ from hybridiff_compile.errors import (
     HybridiffError,
     UnsupportedPipelineError,
 )
-from tests import pipelines
+from tests import pipelines, toy
+from tests.reference import branches_apart
 
 NAME = "small-sd3"
 
@@ -82,11 +84,53 @@ def test_a_denoiser_that_compiles_itself_is_refused_by_name() -> None:
         hybridiff_compile.optimize(pipe, gpus=1)
 
 
-def test_a_second_denoiser_is_said_to_be_run_by_one_rank(caplog: Any) -> None:
-    pipe = pipelines.load(NAME)
-    pipe.transformer_2 = pipelines.load(NAME).transformer
-    with hybridiff_compile.optimize(pipe, gpus=1):
-        assert "one rank runs this pipeline's transformer_2 as it is" in caplog.messages
+class Two:
+    """A pipeline of two denoisers, the second one for the later steps."""
+
+    def __init__(self) -> None:
+        self.unet: Any = toy.seeded(toy.Toy)
+        self.unet_2: Any = toy.seeded(toy.Toy)
+        with torch.no_grad():
+            self.unet_2.conv_out.weight.mul_(0.5)
+        self.scheduler: Any = DDIMScheduler()
+
+    @torch.no_grad()
+    def __call__(self) -> torch.Tensor:
+        g = torch.Generator().manual_seed(1)
+        x, text = torch.randn(1, 4, 8, 8, generator=g), torch.randn(2, 3, 6, generator=g)
+        self.scheduler.set_timesteps(8)
+        for step, t in enumerate(self.scheduler.timesteps):
+            unet = self.unet if step < 4 else self.unet_2
+            (eps,) = unet(torch.cat([x, x]), t / 500.0, text, return_dict=False)
+            u, c = eps.chunk(2)
+            x = self.scheduler.step(u + 3 * (c - u), t, x).prev_sample
+        return x
+
+
+def test_a_second_denoiser_has_ranks_of_its_own() -> None:
+    plain, pipe = Two(), Two()
+    with branches_apart(plain.unet), branches_apart(plain.unet_2):
+        expected = plain()
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
+        for _ in range(2):
+            assert torch.equal(model(), expected)
+            assert (model.report.ranks, len(model.report.steps)) == (2, 8)
+            own, peer = model.report.rank_steps
+            assert [s.step for s in own] == [s.step for s in peer] == list(range(8))
+        assert len(model.programs()) == 2
+    assert "forward" not in {**vars(pipe.unet), **vars(pipe.unet_2)}
+
+
+def test_a_second_denoiser_that_cannot_be_shared_is_told_of(caplog: Any) -> None:
+    pipe = Two()
+    pipe.unet_2.register_forward_hook(lambda *_: None)
+    expected = Two()()
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
+        assert (model() - expected).abs().max() < 1e-4
+        assert len(model.report.steps) == 4
+    said = [m for m in caplog.messages if m.startswith("one rank runs this pipeline's unet_2: ")]
+    assert len(said) == 1
+    assert "forward hooks of its own" in said[0]
 
 
 def test_saving_an_optimized_pipeline_saves_the_pipeline(model: Any, tmp_path: Any) -> None:
