@@ -171,6 +171,12 @@ def export(
         )
     if not session.entries:
         raise ConfigError(f"there is nothing to export: {session.lacks}")
+    mode = session.config.mode
+    if mode in ("paper", "guided") and any(len(e.programs) == 1 for e in session.entries):
+        raise ConfigError(
+            f"mode={mode!r} pipelines a batch of two branches, and this pipeline's is another one; "
+            "export a model of mode='exact' or 'hybrid'."
+        )
     if any(entry.calls for entry in session.entries):
         raise ConfigError(
             "this pipeline makes several calls a step of its denoiser, and a package holds "

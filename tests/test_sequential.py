@@ -244,6 +244,13 @@ def test_verify_compares_with_the_pipeline_itself():
             assert torch.equal(model(), expected)
 
 
+def test_what_pipelines_a_batch_of_two_is_not_packaged_of_three(tmp_path):
+    with hybridiff_compile.optimize(Three(), mode="paper", tau1=2, k=3) as model:
+        model()
+        with pytest.raises(HybridiffError, match="pipelines a batch of two branches"):
+            hybridiff_compile.export(model, tmp_path / "package")
+
+
 def test_a_package_of_several_calls_is_refused(tmp_path):
     with hybridiff_compile.optimize(Sequential(), mode="exact") as model:
         model()
@@ -306,3 +313,24 @@ def test_hybrid_extrapolates_three_branches():
         assert model.report.steps_by_phase["forecast"] > 5
     exact = Three()(steps=30)
     assert 0 < (made - exact).abs().max() < 0.5 * exact.abs().max()
+
+
+@pytest.mark.slow
+def test_a_package_holds_three_parts(tmp_path):
+    with hybridiff_compile.optimize(Three(), mode="exact") as model:
+        made = model()
+        hybridiff_compile.export(model, tmp_path / "package", progress=False)
+    with hybridiff_compile.load(tmp_path / "package", Three()) as model:
+        assert (model() - made).abs().max() < 1e-4
+        assert model.report.ranks == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["stage", "regional", "whole"])
+@pytest.mark.parametrize("way", ["two calls", "three calls", "texts of two lengths"])
+def test_compiled_programs_of_several_calls(scope, way):
+    how: dict[str, Any] = {"mode": "exact", "backend": "inductor", "scope": scope}
+    with hybridiff_compile.optimize(Sequential(**WAYS[way]), **how) as model:
+        made = model()
+        assert (model.report.ranks, len(model.report.steps)) == (2, STEPS - 1)
+    assert (made - plain(**WAYS[way])).abs().max() < 1e-4

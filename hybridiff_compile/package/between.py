@@ -55,13 +55,16 @@ def check_stages(programs: Iterable[records.Program]) -> None:
 
 
 def check_results(
-    ranks: Sequence[Mapping[Phase, records.Program]], leaves: Sequence[tuple[int, ...] | None]
+    ranks: Sequence[Mapping[Phase, records.Program]],
+    leaves: Sequence[tuple[int, ...] | None],
+    parts: int,
 ) -> None:
     """What the driver reads: one prediction of the whole batch, or of half in a guided phase.
 
     Args:
         ranks: programs by phase.
         leaves: shapes of one row of what the denoiser returns; see `capture.prediction.Form`.
+        parts: of the batch.
     """
     shapes = [leaf for leaf in leaves if leaf is not None]
     row = shapes[0] if len(shapes) == 1 else (sum(math.prod(shape) for shape in shapes),)
@@ -78,5 +81,5 @@ def check_results(
                 if not value[0] or value[0][1:] != row:
                     raise ValueError(f"{phase.name}: result {name} is {shown(value)} by rows")
                 counts.add(value[0][0] * (2 if phase in GUIDED else 1))
-    if len(counts) != 1 or counts.pop() % 2:
-        raise ValueError("the phases' results are not of one batch that can be halved")
+    if len(counts) != 1 or counts.pop() % parts:
+        raise ValueError(f"the phases' results are not of one batch of {parts} parts")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hybridiff_compile.capture.branches import Branches
-from hybridiff_compile.capture.call import Signature
+from hybridiff_compile.capture.call import Signature, parts_in
 from hybridiff_compile.entry import Entry
 from hybridiff_compile.errors import PackageError, VerifyError
 from hybridiff_compile.ir import Level, Phase, StepProgram
@@ -124,7 +124,7 @@ def _programs(
                 _check_stages(program, made, weights)
     between.check_handed(ranks)
     between.check_stages(program for programs in ranks for program in programs.values())
-    between.check_results(ranks, call.answer_leaves)
+    between.check_results(ranks, call.answer_leaves, parts_in(call.made(), call.rows))
     built = {}
     for phase in ranks[0]:
         parts = []
