@@ -62,10 +62,13 @@ class Answers:
         if call.wants_gradient:  # in a callback, say; not a step of the run
             self.one_rank("denoiser call", "its gradient is asked for, and programs have none")
             return as_asked()
+        if not calls.begins_step(call) and denoiser.ways.has_denoiser_changed():
+            # A guider has set it otherwise for this call of the step: it is not one of the others.
+            self.one_rank("denoiser call", denoiser.ways.while_changed(Branches((call,))).reason)
+            run.extra += run.returned is not None
+            return as_asked()
         if calls.awaits(call):
-            if not denoiser.ways.has_denoiser_changed():
-                return calls.answer()
-            calls.give_up("the denoiser itself")
+            return calls.answer()
         if calls.surprise:
             run.withdraw()
             run.unguided += 1

@@ -64,6 +64,9 @@ class OneDevice:
 #: numbers for some of its steps (a scale of skipped layers) has a few.
 _MOST_ALIKE = 4
 
+#: Calls in a row with another denoiser, after which it is taken for that for the rest of a run.
+_MOST_CHANGES = 8
+
 _NOT_SEEN = "one of a step's calls was not looked at before"
 
 #: With an entry, the ranks compute it.
@@ -97,7 +100,7 @@ class Ways:
         """
         self._route, self._trying, self._capture = route, trying, capture
         self._watch: Watch | None = None
-        self._is_changed = False  # the denoiser, between two steps of this run
+        self._changes = 0  # calls in a row, of this run, in which the denoiser was another one
         self._alike: Counter[Signature] = Counter()  # of this run's calls, by their shapes
         self._found: dict[tuple[Asked, Signature], Way] = {}
         self._looked: dict[Signature, str] = {}  # why a program cannot take a call's place, or ""
@@ -116,7 +119,7 @@ class Ways:
     def begin(self) -> None:
         """A run begins."""
         self._alike.clear()
-        self._is_changed = False
+        self._changes = 0
 
     def _is_another_number(self, call: DenoiserCall) -> bool:
         """Whether this run had several calls that differ from this one in constants only."""
@@ -148,9 +151,13 @@ class Ways:
         return not known or self._watch is None or self._watch.holds()
 
     def has_denoiser_changed(self) -> bool:
-        """Whether the denoiser was changed between two steps of this run: by a guider, say."""
-        self._is_changed = self._is_changed or not self.are_current()
-        return self._is_changed
+        """Whether the denoiser was changed since the run began: by a guider, for a call, say.
+
+        One that stays another one is not looked at again.
+        """
+        if self._changes < _MOST_CHANGES:
+            self._changes = 0 if self.are_current() else self._changes + 1
+        return self._changes > 0
 
     def of(
         self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], *, strict: bool
@@ -170,7 +177,7 @@ class Ways:
         place = asked, _place(step)
         # Where ranks compute, that is asked after the step was launched.
         is_asked_later = isinstance(self._found.get(place), Entry | AsItIs)
-        if self._is_changed or (not is_asked_later and self.has_denoiser_changed()):
+        if not is_asked_later and self.has_denoiser_changed():
             return self.while_changed(step), None
         self._begin_to_know()
         if place not in self._found:

@@ -97,13 +97,12 @@ def expected(act: Callable[[Any, torch.Tensor], torch.Tensor]) -> torch.Tensor:
     class Apart(Skips):
         def __call__(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             is_as_it_was = self.strength == 1.0 and not self.down._forward_hooks
-            if torch.is_grad_enabled() or not is_as_it_was or self.was_changed:
-                self.was_changed = self.was_changed or not is_as_it_was
+            if torch.is_grad_enabled() or not is_as_it_was:
                 return own(self, sample, *args, **kwargs)
             with branches_apart(self):
                 return own(self, sample, *args, **kwargs)
 
-    pipe.unet.was_changed, pipe.unet.__class__ = False, Apart
+    pipe.unet.__class__ = Apart
     return pipe()
 
 

@@ -174,6 +174,8 @@ class _Look:
         if place.owner is not owner and isinstance(owner, nn.Module):
             unread = _UNREAD | {"forward"} if owner is self.denoiser else _UNREAD
         pairs = [(k, v) for k, v in zip(keys, values, strict=True) if k not in unread]
+        if isinstance(owner, nn.Module):
+            pairs = [(k, v) for k, v in pairs if not _is_left_over(owner, k, v)]
         yield tuple(_name(k) for k, _ in pairs)
         return [v for _, v in pairs]
 
@@ -193,6 +195,16 @@ class _Look:
             self.inside += container
         self.views.append(container.values())
         self.inside += container.values()
+
+
+def _is_left_over(module: nn.Module, key: Any, value: Any) -> bool:
+    """Whether it means nothing: what hooks of diffusers leave on a module once they are removed."""
+    if key == "_diffusers_hook":
+        return getattr(value, "hooks", None) == {}
+    if key != "forward":
+        return False
+    is_own = getattr(value, "__func__", None) is type(module).forward
+    return is_own and value.__self__ is module
 
 
 def _name(key: Any) -> Any:
