@@ -239,7 +239,8 @@ class Ways:
             if isinstance(known, AsItIs):
                 return known
         return AsItIs(
-            "the denoiser was changed between two steps; what was known of it is not used"
+            "the denoiser was changed within this run, as guiders do that skip layers for a call; "
+            "what was known of it is not used"
         )
 
     def _find(

@@ -82,8 +82,8 @@ def towards(pipe: Any, x: torch.Tensor) -> torch.Tensor:
 ACTS = pytest.mark.parametrize(
     ("act", "says"),
     [
-        (change, "the denoiser was changed between two steps"),
-        (hook, "the denoiser was changed between two steps"),
+        (change, "the denoiser was changed within this run"),
+        (hook, "the denoiser was changed within this run"),
         (towards, "its gradient is asked for, and programs have none"),
     ],
 )

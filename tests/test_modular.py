@@ -17,7 +17,10 @@ from diffusers import (
     HeunDiscreteScheduler,
     ModularPipeline,
     ModularPipelineBlocks,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
 )
+from diffusers.hooks import LayerSkipConfig
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from diffusers.modular_pipelines.stable_diffusion_xl import (
     modular_blocks_stable_diffusion_xl as blocks,
@@ -313,3 +316,35 @@ def test_a_second_denoiser_is_shared_too() -> None:
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
         assert torch.equal(make(model, call, num_inference_steps=12), wanted)
         assert len(model.programs()) == 2
+
+
+@pytest.mark.parametrize("kind", ["skip_layer", "perturbed_attention"])
+def test_a_guider_that_changes_the_denoiser_for_one_call_leaves_the_others_to_the_ranks(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    skipped = LayerSkipConfig(
+        indices=[0],
+        fqn="mid_block.attentions.0.transformer_blocks",
+        skip_attention=kind == "skip_layer",
+        skip_attention_scores=kind != "skip_layer",
+        skip_ff=kind == "skip_layer",
+    )
+    how: dict[str, Any] = {"perturbed_guidance_config": skipped}
+    guiders: dict[str, Callable[[], Any]] = {
+        "skip_layer": lambda: SkipLayerGuidance(skip_layer_config=skipped),
+        "perturbed_attention": lambda: PerturbedAttentionGuidance(
+            perturbed_guidance_config=skipped
+        ),
+    }
+    pipe, call = modular.sdxl()
+    pipe.update_components(guider=guiders[kind]())
+    wanted = on_one_thread(lambda: make(pipe, call, num_inference_steps=16))
+    pipe, call = modular.sdxl()
+    pipe.update_components(guider=guiders[kind]())
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
+        for _ in range(2):
+            made = on_one_thread(lambda: make(model, call, num_inference_steps=16))
+            assert torch.equal(made, wanted)
+            assert (model.report.ranks, len(model.report.steps)) == (2, 15)
+    said = [m for m in caplog.messages if "changed within this run" in m]
+    assert len(said) == 1
