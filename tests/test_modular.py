@@ -329,7 +329,6 @@ def test_a_guider_that_changes_the_denoiser_for_one_call_leaves_the_others_to_th
         skip_attention_scores=kind != "skip_layer",
         skip_ff=kind == "skip_layer",
     )
-    how: dict[str, Any] = {"perturbed_guidance_config": skipped}
     guiders: dict[str, Callable[[], Any]] = {
         "skip_layer": lambda: SkipLayerGuidance(skip_layer_config=skipped),
         "perturbed_attention": lambda: PerturbedAttentionGuidance(
