@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +11,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from diffusers import (
+    AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LayerSkipConfig,
     ModularPipeline,
     ModularPipelineBlocks,
+    SkipLayerGuidance,
 )
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from diffusers.modular_pipelines.stable_diffusion_xl import (
@@ -24,14 +26,13 @@ from diffusers.modular_pipelines.stable_diffusion_xl import (
 )
 
 import hybridiff_compile
-from hybridiff_compile.arguments import with_prompt
+from hybridiff_compile.arguments import check_call, with_prompt
 from hybridiff_compile.errors import ConfigError, HybridiffError, UnsupportedPipelineError
 from hybridiff_compile.runtime import sampler
 from tests import modular, pipelines
 from tests.modular import STEPS, make
-from tests.reference import branches_apart
 
-#: Two pictures a call of the denoiser, which two ranks share.
+#: Two pictures at once.
 TWO: dict[str, Any] = {"num_images_per_prompt": 2}
 
 
@@ -61,12 +62,6 @@ def on_one_thread(made: Callable[[], Any]) -> Any:
         torch.set_num_threads(threads)
 
 
-def apart(pipe: Any, call: dict[str, Any], **more: Any) -> torch.Tensor:
-    """Two pictures of a pipeline that is not optimized, one after the other at each call."""
-    with branches_apart(pipe.unet):
-        return make(pipe, call, **TWO, **more)
-
-
 @pytest.mark.parametrize("name", modular.ALL)
 def test_one_picture_has_the_bits_of_the_plain_pipeline(name: str) -> None:
     pipe, call = modular.ALL[name]()
@@ -78,15 +73,38 @@ def test_one_picture_has_the_bits_of_the_plain_pipeline(name: str) -> None:
         assert repr(model) == f"<Model of {own.__name__}: exact, gpus=2>"
         assert torch.equal(on_one_thread(lambda: make(model, call)), wanted)
         assert torch.equal(on_one_thread(lambda: make(pipe, call)), wanted)
+        assert model.report.ranks == (1 if name == "flux" else 2)  # it has one call a step
     assert type(pipe) is own
     assert "forward" not in vars(pipe.unet if name == "sdxl" else pipe.transformer)
     assert torch.equal(on_one_thread(lambda: make(pipe, call)), wanted)
 
 
+#: One for each way to guide: by what was before, by other layers, at some steps only.
+GUIDERS: dict[str, Callable[[], Any]] = {
+    "momentum": lambda: AdaptiveProjectedGuidance(5.0, adaptive_projected_guidance_momentum=-0.5),
+    "skipped": lambda: SkipLayerGuidance(
+        5.0,
+        skip_layer_guidance_stop=0.6,
+        skip_layer_config=LayerSkipConfig([0], "mid_block.attentions.0.transformer_blocks"),
+    ),
+    "for a while": lambda: ClassifierFreeGuidance(5.0, start=0.4, stop=0.8),
+}
+
+
+@pytest.mark.parametrize("name", GUIDERS)
+def test_a_guider_is_given_what_it_asks_for(name: str) -> None:
+    plain, call = modular.sdxl(GUIDERS[name]())
+    call["num_inference_steps"] = 5
+    wanted = on_one_thread(lambda: make(plain, call))
+    with hybridiff_compile.optimize(modular.sdxl(GUIDERS[name]())[0], mode="exact") as model:
+        assert torch.equal(make(model, call), wanted)
+        assert model.report.ranks == 2
+
+
 def test_two_pictures_are_shared_by_two_ranks(model: Any, plain: Any, call: Any) -> None:
     for seed in (0, 1):
         made = make(model, call, seed, **TWO)
-        assert torch.equal(made, apart(plain, call, seed=seed))
+        assert torch.equal(made, on_one_thread(lambda s=seed: make(plain, call, s, **TWO)))
         assert model.report.ranks == 2
     assert not torch.equal(made, make(model, call, **TWO))
 
@@ -141,12 +159,15 @@ def test_a_model_is_verified(call: Any) -> None:
         assert (latent.max_abs_error, latent.psnr_db) == (0.0, None)
 
 
-def test_a_verification_sees_the_error_of_each_step() -> None:
+def test_a_verification_sees_the_error_of_each_step(recwarn: pytest.WarningsRecorder) -> None:
     pipe, call = modular.flux()
     with hybridiff_compile.optimize(pipe, 1, mode="forecast", tau1=3, k=2) as model:
         found = model.verify("", num_inference_steps=6, **call, **TWO)
     assert [error > 1e-4 for error in found.error_by_step] == [False] * 3 + [True] * 3
     assert found.max_abs_error > 1e-3
+    # Its blocks make no pictures, and are not asked for them.
+    assert found.psnr_db is None
+    assert not [w for w in recwarn if "Unexpected input" in str(w.message)]
 
 
 class Watching(ModularPipelineBlocks):
@@ -214,20 +235,20 @@ def test_a_copy_is_the_plain_pipeline(way: str, tmp_path: Path) -> None:
 def test_components_are_updated_between_two_calls(plain: Any, call: Any) -> None:
     pipe = modular.sdxl()[0]
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
-        make(model, call, **TWO)
+        made = make(model, call, **TWO)
         changes: list[dict[str, Callable[[], Any]]] = [
             {"guider": lambda: ClassifierFreeGuidance(guidance_scale=2.0)},
             {"scheduler": lambda: EulerDiscreteScheduler.from_config(plain.scheduler.config)},
             {"unet": lambda: modular.sdxl_unet(9)},
         ]
         for change in changes:
-            before = make(model, call, **TWO)
+            before = made
             for one in (pipe, plain):
                 one.update_components(**{name: built() for name, built in change.items()})
             made = make(model, call, **TWO)
             assert model.report.ranks == 2
             assert not torch.equal(made, before)
-            assert torch.equal(made, apart(plain, call))
+            assert torch.equal(made, on_one_thread(lambda: make(plain, call, **TWO)))
 
 
 @pytest.mark.parametrize(
@@ -253,8 +274,12 @@ def test_what_a_state_holds_is_refused_too(model: Any) -> None:
         model(state=state)
 
 
-def test_an_output_type_that_a_block_knows_is_taken(model: Any, call: Any) -> None:
-    assert make(model, call, output_type="latent", output="images").shape == (1, 4, 16, 16)
+def test_an_output_type_that_a_block_knows_is_taken(plain: Any) -> None:
+    asked = {"output_type": "mp4"}
+    with pytest.raises(ConfigError, match="output_type='mp4' is none that"):
+        check_call(plain, (), asked)
+    plain._blocks.sub_blocks["watching"] = Watching()  # its file, this one, names it
+    check_call(plain, (), asked)
 
 
 def test_a_pipeline_without_its_parts_is_refused() -> None:
@@ -270,15 +295,6 @@ def test_a_prompt_is_given_to_those_that_take_one(plain: Any) -> None:
     without, call = modular.sd3()
     assert with_prompt(without, call, "a") == call
     assert with_prompt(without, {}, "a") == {}
-
-
-def test_a_call_that_prepares_programs_warns_of_nothing(
-    recwarn: pytest.WarningsRecorder,
-) -> None:
-    pipe, call = modular.sd3()
-    with hybridiff_compile.optimize(pipe, 1, mode="exact") as model:
-        model.compile(**call)
-    assert not [w for w in recwarn if "Unexpected input" in str(w.message)]
 
 
 @pytest.mark.parametrize(
@@ -308,11 +324,9 @@ def test_the_steps_of_a_run_are_counted(
     assert len(set(times)) == steps
 
 
-def test_a_second_denoiser_is_said_to_be_run_by_one_rank(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with (
-        caplog.at_level(logging.WARNING, "hybridiff_compile"),
-        hybridiff_compile.optimize(modular.wan22()[0], 1),
-    ):
-        assert "one rank runs this pipeline's transformer_2 as it is" in caplog.messages
+def test_the_steps_of_a_run_without_a_guider_are_counted() -> None:
+    pipe, call = modular.flux()
+    found = []
+    pipe.transformer.register_forward_pre_hook(lambda *_: found.append(sampler.num_steps(pipe)))
+    make(pipe, call, image_latents=torch.zeros(1, 1, 8, 8), strength=0.5)
+    assert found == [STEPS // 2] * (STEPS // 2)
