@@ -1,0 +1,297 @@
+"""examples/coverage.py: what it lets pass, its table, what dies or hangs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from diffusers import StableDiffusionXLPipeline
+
+from tests import pipelines
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+MODULES = ("coverage_calls", "coverage_cases", "coverage_modes", "coverage_rows", "suite_report")
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The modules of the script, as the command imports them."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    yield importlib.import_module
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+class Small:
+    """A test class of diffusers, as far as it counts: it builds SDXL with a small UNet."""
+
+    pipeline_class = StableDiffusionXLPipeline
+
+    def get_dummy_components(self) -> dict[str, Any]:
+        return pipelines.load("small-sdxl").components
+
+    def get_dummy_inputs(self, device: str) -> dict[str, Any]:
+        return pipelines.settings("small-sdxl")
+
+
+def test_a_pipeline_is_run_in_each_mode(module: Any) -> None:
+    modes = module("coverage_modes")
+    of = modes.plain(module("coverage_cases").Made(Small))
+    assert (of.is_steady, of.long) == (True, 8)
+    (pattern,) = of.patterns
+    assert str(pattern) == "1 call of 2 rows; 2 equal parts"
+    assert pattern.effect > 0
+    exact, hybrid, paper = modes.exact(of), modes.hybrid(of), modes.paper(of)
+    assert (exact.outcome, exact.same_as, exact.reasons) == ("two ranks", "apart", ())
+    assert 0 < exact.off_batched < 1e-4
+    assert hybrid.phases["forecast"] >= 1
+    assert paper.phases == {"serial": 6, "pipelined": 2, "forecast": 0}
+    assert {hybrid.outcome, paper.outcome} == {"two ranks"}
+
+
+@pytest.fixture
+def tried(module: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """What a mode makes of a call that gives an array of ones, but for what is said otherwise."""
+    modes = module("coverage_modes")
+    ones = [np.ones((1, 2))]
+    made = types.SimpleNamespace(call=lambda steps: ones)
+    of = modes.Plain(made, ones, (), True, 8)
+
+    def run(mode: str, apart: Any = None, **changes: Any) -> Any:
+        phases = {"serial": 6, "pipelined": 1, "forecast": 1}
+        good = modes.Tried(ones, ranks=2, phases=phases)
+        ours = replace(good, **changes)
+        alone = ours if apart is None else replace(good, result=[np.full((1, 2), apart)])
+        monkeypatch.setattr(
+            modes, "attempt", lambda *_, **how: alone if how.get("gpus") == 1 else ours
+        )
+        return modes.CHECKS[mode](of)
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["exact", "hybrid", "paper", "regional"])
+def test_what_is_right_passes(tried: Callable[..., Any], mode: str) -> None:
+    assert tried(mode).outcome == "two ranks"
+    assert tried(mode, ranks=1, said=("one rank runs this denoiser call: odd",)).reasons == ("odd",)
+    assert tried(mode, refused="it is not for this").outcome == "refused"
+
+
+OFF = {"result": [np.full((1, 2), 1 + 1e-6)]}
+
+
+@pytest.mark.parametrize(
+    ("mode", "changes", "reason"),
+    [
+        ("exact", {**OFF, "apart": 1.0}, "off by 1.0e-06 from one device"),
+        ("exact", {"result": [np.full((1, 2), 1.01)]}, "off by 1.0e-02 from the plain pipeline"),
+        ("exact", {"ranks": 1}, "no reason is given"),
+        ("exact", {"error": "RuntimeError: it broke"}, "it broke"),
+        ("exact", {"result": [np.full((1, 2), np.nan)]}, "off by inf"),
+        ("hybrid", {"result": [np.full((1, 2), np.nan)]}, "not finite"),
+        ("hybrid", {"result": [np.ones((2, 2))]}, "other shapes"),
+        ("hybrid", {"phases": {"forecast": 0}}, "no step was extrapolated"),
+        ("paper", {"phases": {"pipelined": 0}}, "no step was pipelined"),
+        ("paper", {"result": [np.full((1, 2), np.inf)]}, "not finite"),
+        ("regional", {"result": [np.full((1, 2), 1.01)]}, "off by 1.0e-02"),
+    ],
+)
+def test_what_is_wrong_fails(
+    tried: Callable[..., Any], mode: str, changes: dict[str, Any], reason: str
+) -> None:
+    found = tried(mode, **changes)
+    assert found.outcome == "failed"
+    assert reason in found.reasons[0]
+
+
+def test_bits_of_one_device_are_enough(tried: Callable[..., Any]) -> None:
+    found = tried("exact", **OFF)
+    assert (found.outcome, found.same_as) == ("two ranks", "apart")
+    assert found.off_batched == pytest.approx(1e-6, rel=1e-3)
+
+
+def rows(module: Any) -> dict[str, Any]:
+    """Rows of all kinds."""
+    r = module("coverage_rows")
+    halves = r.Pattern(name="unet", calls=1, rows=2, parts=2)
+    twice = r.Pattern(name="transformer", calls=2, rows=1, parts=1, contexts=("cond", "uncond"))
+    other = twice.model_copy(update={"name": "transformer_2", "contexts": ()})
+    phases = {"serial": 5, "pipelined": 2, "forecast": 3}
+    batch = "its batch is 1, and ranks share rows"
+    two = {
+        "exact": r.Result(outcome="two ranks", same_as="apart", off_batched=3.2e-7),
+        "hybrid": r.Result(outcome="two ranks", phases=phases),
+        "paper": r.Result(outcome="two ranks", phases=phases, reasons=("a remark",)),
+    }
+    one = {
+        "exact": r.Result(outcome="one rank", reasons=(batch,), same_as="plain", off_batched=0.0),
+        "hybrid": r.Result(outcome="one rank", reasons=(batch,)),
+        "paper": r.Result(outcome="refused", reasons=("no guidance | here",)),
+    }
+    found = [
+        r.Row(
+            case="b.py::B", pipeline="BPipeline", patterns=(halves,), results=two, versions="v 1"
+        ),
+        r.Row(case="a.py::A2", pipeline="APipeline", patterns=(twice, other), results=one),
+        r.Row(
+            case="a.py::A1",
+            pipeline="APipeline",
+            patterns=(twice,),
+            results={"exact": one["exact"]},
+        ),
+        r.Row(case="c.py::C", pipeline="CPipeline", not_built="OSError: no\nsuch file"),
+    ]
+    return {row.case: row for row in found}
+
+
+_A2 = "transformer: 2 calls of 1 row; contexts cond, uncond / transformer_2: 2 calls of 1 row"
+_B = "two ranks, bits of apart, 3e-07 | 3 of 10 extrapolated | 2 of 10 pipelined (3)"
+TABLE = f"""\
+| pipeline | its denoiser, in a step | exact | hybrid | paper |
+|---|---|---|---|---|
+| `APipeline` (A1) | 2 calls of 1 row; contexts cond, uncond | one rank (1) | not run | not run |
+| `APipeline` (A2) | {_A2} | one rank (1) | none extrapolated (1) | refused (2) |
+| `BPipeline` | 1 call of 2 rows; 2 equal parts | {_B} |
+
+1. its batch is 1, and ranks share rows
+2. no guidance / here
+3. a remark
+
+Not built:
+
+- `CPipeline`: OSError: no such file"""
+
+SHORT = """\
+| its denoiser, in a step | pipelines | two ranks | one rank | refused |
+|---|---:|---:|---:|---:|
+| two calls a step | 2 | 0 | 2 | 0 |
+| one call of two equal parts | 1 | 1 | 0 | 0 |"""
+
+
+def test_the_tables_are_these(module: Any) -> None:
+    found = rows(module)
+    assert "\n".join(module("coverage_rows").table(found.values())) == TABLE
+    assert "\n".join(module("coverage_rows").short(found.values())) == SHORT
+    head = "3 set-ups of 2 pipeline classes were built, 1 were not; 0 failed. v 1."
+    assert module("coverage_rows").page(found) == "\n".join([head, "", SHORT, "", TABLE])
+
+
+def test_a_page_is_written_between_its_markers(module: Any, tmp_path: Path) -> None:
+    r, page = module("coverage_rows"), tmp_path / "page.md"
+    page.write_text(f"above\n\n{r.BEGIN}\nold\n{r.END}\n\nbelow\n")
+    r.put("new", page)
+    assert page.read_text() == f"above\n\n{r.BEGIN}\n\nnew\n\n{r.END}\n\nbelow\n"
+    r.put("newer", page)
+    assert page.read_text() == f"above\n\n{r.BEGIN}\n\nnewer\n\n{r.END}\n\nbelow\n"
+    page.write_text(f"above\n{r.BEGIN}\n")
+    with pytest.raises(ValueError, match=r"page\.md has no lines"):
+        r.put("new", page)
+    assert page.read_text() == f"above\n{r.BEGIN}\n"
+
+
+def test_the_documentation_has_a_place_for_the_table(module: Any) -> None:
+    r, text = module("coverage_rows"), (EXAMPLES.parent / "docs" / "coverage.md").read_text()
+    assert text.count(r.BEGIN) == text.count(r.END) == 1
+    assert text.index(r.BEGIN) < text.index(r.END)
+
+
+def test_later_lines_add_modes(module: Any, tmp_path: Path) -> None:
+    r, path = module("coverage_rows"), tmp_path / "rows.jsonl"
+    row = rows(module)["b.py::B"]
+    more = r.Row(case=row.case, results={"regional": r.Result(outcome="two ranks")})
+    r.add(path, row)
+    r.add(path, more)
+    with path.open("a") as out:
+        out.write('{"case": "cut o')  # as a process that is killed leaves it
+    (found,) = r.read(path).values()
+    assert list(found.results) == ["exact", "hybrid", "paper", "regional"]
+    assert (found.pipeline, found.patterns) == (row.pipeline, row.patterns)
+
+
+TESTS = """
+import os, signal, sys, time
+sys.path.append({root!r})
+from tests import pipelines
+from diffusers import StableDiffusionXLPipeline
+
+class Good:
+    pipeline_class = StableDiffusionXLPipeline
+    def get_dummy_components(self):
+        return pipelines.load("small-sdxl").components
+    def get_dummy_inputs(self):
+        return pipelines.settings("small-sdxl")
+
+class AlsoGood(Good):
+    pass
+
+class Lacking(Good):
+    def get_dummy_components(self):
+        raise OSError("not on this machine")
+
+class Dying(Good):
+    def get_dummy_components(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class DyingLate(Good):
+    calls = 0
+    def get_dummy_inputs(self):
+        self.calls += 1
+        if self.calls > 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return pipelines.settings("small-sdxl")
+
+class Hanging(Good):
+    def get_dummy_components(self):
+        time.sleep(600)
+
+class NoPipeline:
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_dies_or_hangs_costs_one_row(module: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "checkout" / "tests" / "pipelines"
+    folder.mkdir(parents=True)
+    (folder / "test_some.py").write_text(TESTS.format(root=str(EXAMPLES.parent)))
+    (folder / "test_wrong.py").write_text("import no_such_module\n")
+    out = tmp_path / "rows.jsonl"
+    command = [sys.executable, str(EXAMPLES / "coverage.py"), str(tmp_path / "checkout")]
+    command += ["--out", str(out), "--modes", "exact", "--seconds", "40"]
+    env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr  # DyingLate
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    found = {line["case"].removeprefix("tests/pipelines/"): line for line in lines}
+    why = {case: line["not_built"] for case, line in found.items()}
+    assert why == {
+        "test_some.py::Good": "",
+        "test_some.py::Lacking": "OSError: not on this machine",
+        "test_some.py::Dying": "its process ended with -9",
+        "test_some.py::DyingLate": "",
+        "test_some.py::Hanging": "it took longer than 40 s",
+        "test_wrong.py": "ModuleNotFoundError: No module named 'no_such_module'",
+    }
+    assert found["test_some.py::Good"]["results"]["exact"]["outcome"] == "two ranks"
+    late = found["test_some.py::DyingLate"]["results"]["exact"]
+    assert (late["outcome"], late["reasons"]) == ("failed", ["its process ended with -9"])
+    assert "failed: StableDiffusionXLPipeline" in done.stdout
+
+    page = tmp_path / "page.md"
+    page.write_text("<!-- coverage: begin --><!-- coverage: end -->")
+    again = subprocess.run([*command, "--page", str(page)], env=env, capture_output=True, text=True)
+    assert again.stdout == done.stdout
+    assert out.read_text().splitlines() == [
+        json.dumps(line, separators=(",", ":")) for line in lines
+    ]
+    assert "two ranks, bits of apart" in page.read_text()
