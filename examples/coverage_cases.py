@@ -53,10 +53,11 @@ def import_tests(checkout: Path, file: str) -> Any:
 def pipeline_of(test: type) -> type[DiffusionPipeline] | None:
     """The pipeline that a test class builds; None if it builds none."""
     kind = getattr(test, "pipeline_class", None)
-    builds = hasattr(test, "get_dummy_components") and hasattr(test, "get_dummy_inputs")
-    return (
-        kind if builds and inspect.isclass(kind) and issubclass(kind, DiffusionPipeline) else None
-    )
+    builds = getattr(test, "get_dummy_components", None), getattr(test, "get_dummy_inputs", None)
+    if None in builds or not inspect.isclass(kind) or not issubclass(kind, DiffusionPipeline):
+        return None
+    _, *others = inspect.signature(test.get_dummy_components).parameters.values()
+    return None if any(p.default is p.empty for p in others) else kind
 
 
 def name_of(kind: type) -> str:
@@ -103,7 +104,7 @@ class Made:
         invert = getattr(self._test, "get_dummy_inversion_inputs", None)
         seed_all()
         if invert is not None:  # an editing pipeline that takes a picture apart first
-            self.pipe.invert(**given_by(invert))
+            self.pipe.invert(**{**given_by(invert), "num_inversion_steps": steps})
         given = given_by(self._test.get_dummy_inputs)
         given |= settings(self._takes, given, steps, self._output)
         seed_all()
