@@ -42,10 +42,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--files", nargs="+", default=[], help="files or folders; default: all")
     parser.add_argument(
         "--modes",
-        nargs="+",
+        nargs="*",
         default=[m for m in MODES if m != _COMPILED],
         choices=MODES,
-        help="regional is exact with compiled blocks",
+        help="none: patterns only; regional is exact with compiled blocks",
     )
     parser.add_argument("--compiled", action="store_true", help="also the mode regional: slow")
     parser.add_argument("--jobs", type=int, default=1, help="pipelines at a time")
@@ -113,13 +113,16 @@ class Work:
         context = coverage_process.prepare(self._checkout, hub)
 
         def of_file(file: str) -> None:
+            if file in self._done:  # it cannot be imported
+                return
             what = (coverage_cases.find, self._checkout, file)
             names, ended = coverage_process.run(context, seconds, self._log, *what)
             if ended:
                 self._note(Row(case=file, not_built=ended))
             for name in names:
                 case = f"{file}::{name}"
-                if modes := self._left(case):
+                modes = self._left(case)
+                if modes or case not in self._done:
                     what = (coverage_modes.check, self._checkout, case, modes)
                     rows, ended = coverage_process.run(context, seconds, self._log, *what)
                     self._note(last_of(case, rows, ended, modes))

@@ -37,7 +37,7 @@ class Call:
     @property
     def parts(self) -> int:
         """Equal parts of the rows; their first channel is compared, as others may be conditions."""
-        rows = [r[:1] if r.ndim > 1 else r for r in self.picture]
+        rows = [first_channel(row) for row in self.picture]
         for parts in range(len(rows), 1, -1):
             size, rest = divmod(len(rows), parts)
             if not rest and all(same(rows[i], rows[i % size]) for i in range(len(rows))):
@@ -47,6 +47,11 @@ class Call:
 
 #: The calls of each step; the last one holds what came after the last step.
 Steps = list[list[Call]]
+
+
+def first_channel(row: torch.Tensor) -> torch.Tensor:
+    """Of a picture [C, H, W], a clip [F, C, H, W] or [C, F, H, W], or tokens [L, C]."""
+    return row[:, :1] if row.ndim == 2 else row[(slice(1),) * max(0, row.ndim - 2)]
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -85,10 +90,10 @@ def watched(pipe: Any) -> Iterator[Steps]:
     own_context = CacheMixin.cache_context
 
     @contextlib.contextmanager
-    def cache_context(self: Any, name: str) -> Iterator[None]:
+    def cache_context(self: Any, name: str, **more: Any) -> Iterator[None]:
         contexts.append(name)
         try:
-            with own_context(self, name):
+            with own_context(self, name, **more):
                 yield
         finally:
             contexts.pop()
@@ -130,16 +135,16 @@ def pattern(name: str, steps: Steps) -> Pattern:
     step = steps[min(1, len(steps) - 1)]
     calls = [c for c in step if c.name == name]
     others = dict.fromkeys(c.name for c in step if c.name != name)
-    shapes = {(sum(c.name == name for c in s), len(s[-1].picture)) for s in steps}
+    rows = [[len(c.picture) for c in s if c.name == name] for s in steps]
     return Pattern(
         name=name,
         calls=len(calls),
-        rows=len(calls[-1].picture),
-        parts=calls[-1].parts,
+        rows=tuple(len(c.picture) for c in calls),
+        parts=max(c.parts for c in calls),
         listed=isinstance(calls[-1].picture, list),
         contexts=tuple(c.context for c in calls if c.context),
         beside=tuple(others),
-        always=len(shapes) == 1,
+        always=all(some == rows[-1] for some in rows),
         effect=effect(calls),
     )
 

@@ -18,8 +18,10 @@ from coverage_calls import models
 from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils import _pytree as pytree
+from transformers import PreTrainedModel
 
 SCALE = 4.0  # of guidance, where a test has it switched off
+_STRENGTH = 0.8  # of noise that a given picture gets, at least: fewer steps are left out
 _NOISE = 0.1  # of weights that are all alike
 _NEGATIVE = "ugly and blurred"
 
@@ -87,7 +89,10 @@ class Made:
         for part in vars(self.pipe).values():
             if isinstance(part, nn.Module):
                 part.eval()
+            if isinstance(part, PreTrainedModel):
+                amplify(part)
         randomize(models(self.pipe))
+        guide(self.pipe)
         self.pipe.set_progress_bar_config(disable=True)
         self._takes = inspect.signature(kind.__call__).parameters
         source = inspect.getsource(sys.modules[kind.__mro__[0].__module__])
@@ -164,6 +169,10 @@ def settings(
             is_off = isinstance(value, int | float) and value <= 1
             if is_off or name == "true_cfg_scale":
                 found[name] = SCALE
+        elif name == "pag_scale":
+            found[name] = SCALE
+        elif name == "strength":
+            found[name] = max(_STRENGTH, given.get(name) or takes[name].default)
     has_text = "prompt" in given and given["prompt"] is not None
     if "negative_prompt" in takes and has_text and not given.get("negative_prompt"):
         many = isinstance(given["prompt"], list)
@@ -173,6 +182,21 @@ def settings(
     if "return_dict" in takes:
         found["return_dict"] = False
     return found
+
+
+def guide(pipe: Any) -> None:
+    """Switch the guidance of a pipeline's guider on, if it has one."""
+    guider = getattr(pipe, "guider", None)
+    if guider is not None and getattr(guider, "guidance_scale", SCALE) <= 1:
+        pipe.guider = guider.new(guidance_scale=SCALE)
+
+
+def amplify(encoder: nn.Module) -> None:
+    """Scale weights that are tiny, as those of many tests are: every prompt would mean the same."""
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            if weight.is_floating_point() and 0 < (most := weight.abs().max()) < 0.1:
+                weight.mul_(0.5 / most)
 
 
 def randomize(parts: Mapping[str, nn.Module]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import time
@@ -18,6 +19,7 @@ import torch
 from coverage_calls import patterns, watched
 from coverage_cases import Arrays, Made
 from coverage_rows import Pattern, Result, Row
+from suite_plugin import share_one_worker
 
 import hybridiff_compile
 
@@ -242,6 +244,8 @@ def check(checkout: Path, case: str, modes: Sequence[str]) -> Iterator[Row]:
         modes: keys of CHECKS.
     """
     torch.set_num_threads(1)
+    gc.freeze()  # what is imported is not searched again at each capture
+    share_one_worker()  # a worker takes seconds to start
     row = Row(case=case, versions=f"torch {torch.__version__}, diffusers {diffusers.__version__}")
     file, _, name = case.partition("::")
     try:

@@ -20,8 +20,8 @@ class Pattern(BaseModel):
     Attributes:
         name: of the part of the pipeline.
         calls: in a step.
-        rows: of the picture in each call.
-        parts: equal ones that these rows consist of; 1 if they do not repeat.
+        rows: of the picture, of each call.
+        parts: equal ones that the rows of a call consist of; 1 if they do not repeat.
         listed: whether the picture is a list of tensors, one a row.
         contexts: names of the `cache_context`s of the calls, in order.
         beside: other models that are called in the step.
@@ -34,7 +34,7 @@ class Pattern(BaseModel):
 
     name: str
     calls: int
-    rows: int
+    rows: tuple[int, ...]
     parts: int
     listed: bool = False
     contexts: tuple[str, ...] = ()
@@ -53,7 +53,8 @@ class Pattern(BaseModel):
 
     def __str__(self) -> str:
         """In a few words."""
-        rows = f"{self.rows} row{'' if self.rows == 1 else 's'}"
+        counts = self.rows if len(set(self.rows)) > 1 else self.rows[:1]
+        rows = f"{', '.join(map(str, counts))} row{'' if counts == (1,) else 's'}"
         words = [f"{self.calls} calls of {rows}" if self.calls > 1 else f"1 call of {rows}"]
         if self.parts > 1:
             words.append(f"{self.parts} equal parts")

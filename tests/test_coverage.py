@@ -123,8 +123,10 @@ def test_bits_of_one_device_are_enough(tried: Callable[..., Any]) -> None:
 def rows(module: Any) -> dict[str, Any]:
     """Rows of all kinds."""
     r = module("coverage_rows")
-    halves = r.Pattern(name="unet", calls=1, rows=2, parts=2)
-    twice = r.Pattern(name="transformer", calls=2, rows=1, parts=1, contexts=("cond", "uncond"))
+    halves = r.Pattern(name="unet", calls=1, rows=(2,), parts=2)
+    twice = r.Pattern(
+        name="transformer", calls=2, rows=(1, 1), parts=1, contexts=("cond", "uncond")
+    )
     other = twice.model_copy(update={"name": "transformer_2", "contexts": ()})
     phases = {"serial": 5, "pipelined": 2, "forecast": 3}
     batch = "its batch is 1, and ranks share rows"

@@ -61,7 +61,7 @@ class Fake:
 
     def twice(self) -> None:
         for text, name in enumerate(("cond", "uncond")):
-            with self.net.cache_context(name):
+            with self.net.cache_context(name, step_index=0):
                 self.net(self.x, text)
         self.step()
 
@@ -157,14 +157,14 @@ def test_no_weight_is_zero_and_random_ones_stay(module: Any) -> None:
             "linear": torch.nn.Linear(3, 3),
             "norm": torch.nn.LayerNorm(3),
             "words": torch.nn.Embedding(4, 3, padding_idx=0),
-            "half": torch.nn.Linear(2, 2, dtype=torch.bfloat16),
+            "halved": torch.nn.Linear(2, 2, dtype=torch.bfloat16),
         }
     )
     linear = net["linear"]
     assert isinstance(linear, torch.nn.Linear)
     torch.nn.init.zeros_(linear.bias)
     with torch.no_grad():
-        next(net["half"].parameters())[0, 0] = torch.nan
+        next(net["halved"].parameters())[0, 0] = torch.nan
     kept, words = linear.weight.clone(), next(net["words"].parameters()).clone()
     module("coverage_cases").randomize({"net": net})
     for weight in net.parameters():
