@@ -102,8 +102,8 @@ def watched(pipe: Any) -> Iterator[Steps]:
         for name, module in models(pipe).items():
             hook = functools.partial(note, name)
             stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        for kind in {type(p) for p in vars(pipe).values() if isinstance(p, SchedulerMixin)}:
-            # The class, because some pipelines copy their scheduler.
+        kinds: set[Any] = {type(p) for p in vars(pipe).values() if isinstance(p, SchedulerMixin)}
+        for kind in kinds:  # the class, because some pipelines copy their scheduler
             stack.enter_context(mock.patch.object(kind, "step", stepping(kind.step)))
         stack.enter_context(mock.patch.object(CacheMixin, "cache_context", cache_context))
         yield steps

@@ -25,6 +25,9 @@ _STRENGTH = 0.8  # of noise that a given picture gets, at least: fewer steps are
 _NOISE = 0.1  # of weights that are all alike
 _NEGATIVE = "ugly and blurred"
 
+#: What builds a pipeline, in diffusers' test classes.
+_BUILDS = ("pipeline_class", "get_dummy_components", "get_dummy_inputs")
+
 #: What a call returns, as arrays.
 Arrays = list[np.ndarray]
 
@@ -36,12 +39,10 @@ def find(checkout: Path, file: str) -> list[str]:
         checkout: of diffusers; its tests become importable.
         file: relative to the checkout.
     """
-    module = import_tests(checkout, file)
-    found: dict[Any, str] = {}
+    module, found = import_tests(checkout, file), {}
     for name, test in vars(module).items():
         if inspect.isclass(test) and test.__module__ == module.__name__ and pipeline_of(test):
-            ways = (test.pipeline_class, test.get_dummy_components, test.get_dummy_inputs)
-            found.setdefault(ways, name)
+            found.setdefault(tuple(getattr(test, part) for part in _BUILDS), name)
     return list(found.values())
 
 
@@ -55,10 +56,12 @@ def import_tests(checkout: Path, file: str) -> Any:
 def pipeline_of(test: type) -> type[DiffusionPipeline] | None:
     """The pipeline that a test class builds; None if it builds none."""
     kind = getattr(test, "pipeline_class", None)
-    builds = getattr(test, "get_dummy_components", None), getattr(test, "get_dummy_inputs", None)
-    if None in builds or not inspect.isclass(kind) or not issubclass(kind, DiffusionPipeline):
+    if not inspect.isclass(kind) or not issubclass(kind, DiffusionPipeline):
         return None
-    _, *others = inspect.signature(test.get_dummy_components).parameters.values()
+    build, inputs = (getattr(test, part, None) for part in _BUILDS[1:])
+    if build is None or inputs is None:
+        return None
+    _, *others = inspect.signature(build).parameters.values()
     return None if any(p.default is p.empty for p in others) else kind
 
 
@@ -173,10 +176,10 @@ def settings(
             found[name] = SCALE
         elif name == "strength":
             found[name] = max(_STRENGTH, given.get(name) or takes[name].default)
-    has_text = "prompt" in given and given["prompt"] is not None
-    if "negative_prompt" in takes and has_text and not given.get("negative_prompt"):
-        many = isinstance(given["prompt"], list)
-        found["negative_prompt"] = [_NEGATIVE] * len(given["prompt"]) if many else _NEGATIVE
+    prompt = given.get("prompt")
+    if "negative_prompt" in takes and prompt is not None and not given.get("negative_prompt"):
+        many = isinstance(prompt, list)
+        found["negative_prompt"] = [_NEGATIVE] * len(prompt) if many else _NEGATIVE
     if "output_type" in takes and output is not None:
         found["output_type"] = output
     if "return_dict" in takes:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class Tried:
     result: Arrays
     ranks: int = 0
     left: int = 0
-    phases: dict[str, int] | None = None
+    phases: dict[str, int] = field(default_factory=dict)
     said: tuple[str, ...] = ()
     refused: str = ""
     error: str = ""
@@ -140,7 +140,7 @@ def finish(tried: Tried, wrong: list[str], **more: Any) -> Result:
         wrong: what is wrong with it; empty if nothing is.
         more: fields of the result.
     """
-    said = [s for text in tried.said for s in [shortened(text)]]
+    said = [shortened(text) for text in tried.said]
     if tried.error:
         wrong = [tried.error]
     if wrong:
@@ -148,8 +148,9 @@ def finish(tried: Tried, wrong: list[str], **more: Any) -> Result:
     if tried.refused:
         return Result(outcome="refused", reasons=(tried.refused,), **more)
     outcome = "two ranks" if tried.ranks > 1 else "one rank"
-    phases = tried.phases or {}
-    return Result(outcome=outcome, reasons=tuple(said), left=tried.left, phases=phases, **more)
+    return Result(
+        outcome=outcome, reasons=tuple(said), left=tried.left, phases=tried.phases, **more
+    )
 
 
 def shortened(text: str) -> str:
