@@ -18,10 +18,13 @@ requests-mock, torchsde.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import coverage_cases
 import coverage_modes
@@ -93,6 +96,7 @@ class Work:
         self._checkout, self._out, self._modes = checkout, out, modes
         self._log = out.with_suffix(".log")
         self._done: dict[str, Row] = {}
+        self._stop = threading.Event()
 
     def run(self, files: list[str], jobs: int, seconds: float) -> None:
         """Run every pipeline that has no line yet.
@@ -104,6 +108,7 @@ class Work:
 
         Raises:
             ValueError: a file is not there, or the checkout is none.
+            KeyboardInterrupt: it was stopped, by Ctrl-C or SIGTERM; nothing runs any more.
         """
         wanted = find_files(self._checkout, files)
         hub = self._out.with_suffix(".hub")
@@ -112,25 +117,29 @@ class Work:
         self._done = read(self._out)
         context = coverage_process.prepare(self._checkout, hub)
 
+        def run(function: Callable[..., Iterable[Any]], *arguments: Any) -> tuple[list[Any], str]:
+            where = (context, seconds, self._stop, self._log)
+            return coverage_process.run(*where, function, self._checkout, *arguments)
+
         def of_file(file: str) -> None:
             if file in self._done:  # it cannot be imported
                 return
-            what = (coverage_cases.find, self._checkout, file)
-            names, ended = coverage_process.run(context, seconds, self._log, *what)
+            names, ended = run(coverage_cases.find, file)
             if ended:
                 self._note(Row(case=file, not_built=ended))
             for name in names:
                 case = f"{file}::{name}"
                 modes = self._left(case)
                 if modes or case not in self._done:
-                    what = (coverage_modes.check, self._checkout, case, modes)
-                    rows, ended = coverage_process.run(context, seconds, self._log, *what)
+                    rows, ended = run(coverage_modes.check, case, modes)
                     self._note(last_of(case, rows, ended, modes))
 
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with ThreadPoolExecutor(jobs) as pool:
             try:
                 list(pool.map(of_file, wanted))
             except BaseException:
+                self._stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
 

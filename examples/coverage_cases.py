@@ -129,11 +129,7 @@ class Made:
 
 def instance(test: type) -> Any:
     """An object of a test class."""
-    if issubclass(test, unittest.TestCase):
-        made: Any = test("get_dummy_components")
-        made.setUp()
-        return made
-    return test()
+    return test("get_dummy_components") if issubclass(test, unittest.TestCase) else test()
 
 
 def seed_all() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
@@ -12,6 +13,9 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+from suite_run import StoppedError
+
+_LAST_SECONDS = 10  # until a process that has said all must be gone
 #: What processes have imported before they begin.
 _IMPORTED = ["coverage_modes", "tests.pipelines.test_pipelines_common"]
 
@@ -41,6 +45,7 @@ def prepare(checkout: Path, hub: Path) -> ForkServerContext:
 def run(
     context: ForkServerContext,
     seconds: float,
+    stop: threading.Event,
     log: Path,
     function: Callable[..., Iterable[Any]],
     *arguments: Any,
@@ -50,12 +55,16 @@ def run(
     Args:
         context: that starts it.
         seconds: that it may take.
+        stop: set by another thread, ends it.
         log: what it prints is added there.
         function: whose items are wanted.
         arguments: of it.
 
     Returns:
         The items that it gave, and what ended it before all were there, or "".
+
+    Raises:
+        StoppedError: `stop` was set.
     """
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(theirs, log, function, arguments))
@@ -63,14 +72,17 @@ def run(
     theirs.close()
     end, items = time.monotonic() + seconds, []
     try:
-        while ours.poll(max(0.0, end - time.monotonic())):
-            item, error = ours.recv()
-            if error:
-                return items, error
-            items.append(item)
+        while time.monotonic() < end:
+            if stop.is_set():
+                raise StoppedError
+            if ours.poll(0.2):
+                item, error = ours.recv()
+                if error:
+                    return items, error
+                items.append(item)
         return items, f"it took longer than {seconds:g} s"
     except EOFError:
-        process.join()
+        process.join(_LAST_SECONDS)
         code = process.exitcode
         return items, f"its process ended with {code}" if code else ""
     finally:
@@ -87,6 +99,6 @@ def _serve(
     try:
         for item in function(*arguments):
             pipe.send((item, ""))
-    except Exception as e:
+    except BaseException as e:  # pytest's "skip this", too
         pipe.send((None, f"{type(e).__name__}: {e}"))
     pipe.close()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ConfigMixin, DDIMScheduler, ModelMixin
+from diffusers import ConfigMixin, DDIMScheduler, EulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.cache_utils import CacheMixin
 
@@ -48,7 +48,7 @@ class Fake:
 
     def __init__(self) -> None:
         self.net, self.other, self.control = Net(), Net(), Net()
-        self.scheduler = DDIMScheduler()
+        self.scheduler: Any = DDIMScheduler()
         self.scheduler.set_timesteps(10)
         self.x = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
 
@@ -142,13 +142,18 @@ def test_a_pattern_says_how_much_the_branches_differ(module: Any) -> None:
     assert effects[3] > 0
 
 
-def test_a_copy_of_the_scheduler_is_watched(module: Any) -> None:
+def test_a_copy_of_the_scheduler_is_watched_and_steps_by_itself(module: Any) -> None:
     calls, pipe = module("coverage_calls"), Fake()
+    own: Any = EulerDiscreteScheduler()
+    own.set_timesteps(3)
+    pipe.scheduler = own
     with calls.watched(pipe) as seen:
-        pipe.scheduler = copy.deepcopy(pipe.scheduler)
-        pipe.alone()
-        pipe.alone()
+        pipe.scheduler = copy.deepcopy(own)
+        for time in own.timesteps[:2]:
+            pipe.net(pipe.x)
+            pipe.scheduler.step(pipe.x, time, pipe.x)
     assert [len(step) for step in seen] == [1, 1, 0]
+    assert (pipe.scheduler.step_index, own.step_index) == (2, None)
 
 
 def test_no_weight_is_zero_and_random_ones_stay(module: Any) -> None:
