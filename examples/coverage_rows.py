@@ -212,7 +212,7 @@ def table(rows: Iterable[Row]) -> list[str]:
             name += f" ({row.case.split('::')[-1]})"
         several = len(row.patterns) > 1
         how = [f"{p.name}: {p}" if several else str(p) for p in row.patterns]
-        cells = [cell(mode, row.results.get(mode), notes) for mode in modes]
+        cells = [cell(mode, row, notes) for mode in modes]
         lines.append("| " + " | ".join([name, " / ".join(how), *cells]) + " |")
     missing = [
         f"- `{r.pipeline or r.case}`: {' '.join(r.not_built.split())}"
@@ -223,10 +223,13 @@ def table(rows: Iterable[Row]) -> list[str]:
     return lines + (["", "Not built:", "", *missing] if missing else [])
 
 
-def cell(mode: str, result: Result | None, notes: Notes) -> str:
+def cell(mode: str, row: Row, notes: Notes) -> str:
     """What the table says of a mode."""
-    if result is None:
+    if (result := row.results.get(mode)) is None:
         return "not run"
+    # One sentence for all pipelines that it is said of.
+    said = tuple(text.replace(row.pipeline, "the pipeline") for text in result.reasons)
+    result = result.model_copy(update={"reasons": said})
     if mode == "exact":
         return exact_cell(result, notes)
     if mode == "regional":
@@ -255,10 +258,9 @@ def page(rows: Mapping[str, Row]) -> str:
     """What the page of the documentation says: counts, the short table, the whole table."""
     built = [r for r in rows.values() if not r.not_built]
     failed = sum(r.has_failed for r in built)
-    head = (
-        f"{len(built)} set-ups of {len({r.pipeline for r in built})} pipeline classes were built, "
-        f"{len(rows) - len(built)} were not; {failed} failed. {', '.join(versions(rows))}."
-    )
+    classes = len({r.pipeline for r in built})
+    counts = f"not built: {len(rows) - len(built)}; failed: {failed}"
+    head = f"{len(built)} set-ups of {classes} classes; {counts}. {', '.join(versions(rows))}."
     return "\n".join([head, "", *short(built), "", *table(rows.values())])
 
 

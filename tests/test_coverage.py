@@ -58,6 +58,7 @@ def test_exact_is_compared_with_one_device(module: Any, small: Any) -> None:
     found = module("coverage_modes").exact(small)
     assert (found.outcome, found.same_as, found.reasons) == ("two ranks", "apart", ())
     assert 0 < found.off_batched < 1e-4
+    assert 0 < module("coverage_modes").shaken(small) < 1e-4
 
 
 @pytest.mark.slow
@@ -76,11 +77,12 @@ def tried(module: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     made = types.SimpleNamespace(call=lambda steps: ones)
     of = modes.Plain(made, ones, (), True, 8)
 
-    def run(mode: str, apart: Any = None, **changes: Any) -> Any:
+    def run(mode: str, apart: Any = None, shaken: float = 0.0, **changes: Any) -> Any:
         phases = {"serial": 6, "pipelined": 1, "forecast": 1}
         good = modes.Tried(ones, ranks=2, phases=phases)
         ours = replace(good, **changes)
         alone = ours if apart is None else replace(good, result=[np.full((1, 2), apart)])
+        monkeypatch.setattr(modes, "shaken", lambda of: shaken)
         monkeypatch.setattr(
             modes, "attempt", lambda *_, **how: alone if how.get("gpus") == 1 else ours
         )
@@ -129,6 +131,12 @@ def test_bits_of_one_device_are_enough(tried: Callable[..., Any]) -> None:
     assert found.off_batched == pytest.approx(1e-6, rel=1e-3)
 
 
+def test_roundings_that_a_pipeline_magnifies_are_no_fault(tried: Callable[..., Any]) -> None:
+    off = {"result": [np.full((1, 2), 1.01)]}
+    assert tried("exact", shaken=0.002, **off).outcome == "two ranks"
+    assert tried("exact", shaken=0.0005, **off).outcome == "failed"
+
+
 def rows(module: Any) -> dict[str, Any]:
     """Rows of all kinds."""
     r = module("coverage_rows")
@@ -147,7 +155,7 @@ def rows(module: Any) -> dict[str, Any]:
     one = {
         "exact": r.Result(outcome="one rank", reasons=(batch,), same_as="plain", off_batched=0.0),
         "hybrid": r.Result(outcome="one rank", reasons=(batch,)),
-        "paper": r.Result(outcome="refused", reasons=("no guidance | here",)),
+        "paper": r.Result(outcome="refused", reasons=("APipeline has | none",)),
     }
     found = [
         r.Row(
@@ -175,7 +183,7 @@ TABLE = f"""\
 | `BPipeline` | 1 call of 2 rows; 2 equal parts | {_B} |
 
 1. its batch is 1, and ranks share rows
-2. no guidance / here
+2. the pipeline has / none
 3. a remark
 
 Not built:
@@ -193,7 +201,7 @@ def test_the_tables_are_these(module: Any) -> None:
     found = rows(module)
     assert "\n".join(module("coverage_rows").table(found.values())) == TABLE
     assert "\n".join(module("coverage_rows").short(found.values())) == SHORT
-    head = "3 set-ups of 2 pipeline classes were built, 1 were not; 0 failed. v 1."
+    head = "3 set-ups of 2 classes; not built: 1; failed: 0. v 1."
     assert module("coverage_rows").page(found) == "\n".join([head, "", SHORT, "", TABLE])
 
 
