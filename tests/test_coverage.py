@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -20,7 +17,6 @@ from diffusers import StableDiffusionXLPipeline
 from tests import pipelines
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-MODULES = ("coverage_calls", "coverage_cases", "coverage_modes", "coverage_rows", "suite_report")
 
 
 @pytest.fixture
@@ -28,8 +24,8 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of the script, as the command imports them."""
     monkeypatch.syspath_prepend(EXAMPLES)
     yield importlib.import_module
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    for name in [n for n in sys.modules if n.startswith(("coverage_", "suite_"))]:
+        del sys.modules[name]
 
 
 class Small:
@@ -75,11 +71,11 @@ def tried(module: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     modes = module("coverage_modes")
     ones = [np.ones((1, 2))]
     made = types.SimpleNamespace(call=lambda steps: ones)
-    of = modes.Plain(made, ones, (), True, 8)
+    of = module("coverage_compare").Plain(made, ones, (), True, 8)
 
     def run(mode: str, apart: Any = None, shaken: float = 0.0, **changes: Any) -> Any:
         phases = {"serial": 6, "pipelined": 1, "forecast": 1}
-        good = modes.Tried(ones, ranks=2, phases=phases)
+        good = module("coverage_compare").Tried(ones, ranks=2, phases=phases)
         ours = replace(good, **changes)
         alone = ours if apart is None else replace(good, result=[np.full((1, 2), apart)])
         monkeypatch.setattr(modes, "shaken", lambda of: shaken)
@@ -235,82 +231,3 @@ def test_later_lines_add_modes(module: Any, tmp_path: Path) -> None:
     (found,) = r.read(path).values()
     assert list(found.results) == ["exact", "hybrid", "paper", "regional"]
     assert (found.pipeline, found.patterns) == (row.pipeline, row.patterns)
-
-
-TESTS = """
-import os, signal, sys, time
-sys.path.append({root!r})
-from tests import pipelines
-from diffusers import StableDiffusionXLPipeline
-
-class Good:
-    pipeline_class = StableDiffusionXLPipeline
-    def get_dummy_components(self):
-        return pipelines.load("small-sdxl").components
-    def get_dummy_inputs(self):
-        return pipelines.settings("small-sdxl")
-
-class AlsoGood(Good):
-    pass
-
-class Lacking(Good):
-    def get_dummy_components(self):
-        raise OSError("not on this machine")
-
-class Dying(Good):
-    def get_dummy_components(self):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-class DyingLate(Good):
-    calls = 0
-    def get_dummy_inputs(self):
-        self.calls += 1
-        if self.calls > 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return pipelines.settings("small-sdxl")
-
-class Hanging(Good):
-    def get_dummy_components(self):
-        time.sleep(600)
-
-class NoPipeline:
-    pass
-"""
-
-
-@pytest.mark.slow
-def test_a_pipeline_that_dies_or_hangs_costs_one_row(module: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "checkout" / "tests" / "pipelines"
-    folder.mkdir(parents=True)
-    (folder / "test_some.py").write_text(TESTS.format(root=str(EXAMPLES.parent)))
-    (folder / "test_wrong.py").write_text("import no_such_module\n")
-    out = tmp_path / "rows.jsonl"
-    command = [sys.executable, str(EXAMPLES / "coverage.py"), str(tmp_path / "checkout")]
-    command += ["--out", str(out), "--modes", "exact", "--seconds", "40"]
-    env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr  # DyingLate
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
-    found = {line["case"].removeprefix("tests/pipelines/"): line for line in lines}
-    why = {case: line["not_built"] for case, line in found.items()}
-    assert why == {
-        "test_some.py::Good": "",
-        "test_some.py::Lacking": "OSError: not on this machine",
-        "test_some.py::Dying": "its process ended with -9",
-        "test_some.py::DyingLate": "",
-        "test_some.py::Hanging": "it took longer than 40 s",
-        "test_wrong.py": "ModuleNotFoundError: No module named 'no_such_module'",
-    }
-    assert found["test_some.py::Good"]["results"]["exact"]["outcome"] == "two ranks"
-    late = found["test_some.py::DyingLate"]["results"]["exact"]
-    assert (late["outcome"], late["reasons"]) == ("failed", ["its process ended with -9"])
-    assert "failed: StableDiffusionXLPipeline" in done.stdout
-
-    page = tmp_path / "page.md"
-    page.write_text("<!-- coverage: begin --><!-- coverage: end -->")
-    again = subprocess.run([*command, "--page", str(page)], env=env, capture_output=True, text=True)
-    assert again.stdout == done.stdout
-    assert out.read_text().splitlines() == [
-        json.dumps(line, separators=(",", ":")) for line in lines
-    ]
-    assert "two ranks, bits of apart" in page.read_text()

@@ -17,7 +17,6 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.cache_utils import CacheMixin
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-MODULES = ("coverage_calls", "coverage_cases", "coverage_rows", "suite_report")
 
 
 @pytest.fixture
@@ -25,8 +24,8 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of the script, as the command imports them."""
     monkeypatch.syspath_prepend(EXAMPLES)
     yield importlib.import_module
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    for name in [n for n in sys.modules if n.startswith(("coverage_", "suite_"))]:
+        del sys.modules[name]
 
 
 class Net(ModelMixin, ConfigMixin, CacheMixin):
