@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from suite_hub_models import chatglm, dpt_processor, siglip
 
 _REVISION = "0" * 40
 _T5: dict[str, Any] = {
@@ -272,6 +273,9 @@ REPOSITORIES: dict[str, Callable[[Path], None]] = {
     f"{_TESTING}/llama-tokenizer": llama_tokenizer,
     "THUDM/glm-4-9b-chat": llama_tokenizer,
     "finetrainers/dummy-hunyaunvideo": hunyuan_video,
+    f"{_TESTING}/tiny-random-SiglipVisionModel": siglip,
+    f"{_TESTING}/tiny-random-DPTForDepthEstimation": dpt_processor,
+    f"{_TESTING}/tiny-random-chatglm3-6b": chatglm,
     "YiYiXu/tiny-random-mclip-base": xlm_roberta_tokenizer,
 }
 
