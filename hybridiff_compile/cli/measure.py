@@ -112,7 +112,7 @@ def bench(
             thin.note(f"{few} rows in place of {all_}")
     else:
         chosen = thin("ranks", backend, "inductor", "eager")
-        steps = thin("steps", steps, 50, 20)
+        steps = thin("steps", steps, 50, 16)
     how: Any = {"backend": chosen, "out": out, "json": json, "thinned": thin.words}
     with ended_cleanly():
         asked = benchmark.Bench(models=names, compiles=compile_, steps=steps, runs=runs, **how)
