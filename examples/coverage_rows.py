@@ -169,7 +169,7 @@ def exact_cell(result: Result, notes: Notes) -> str:
         if result.same_as != "plain" and result.off_batched is not None:
             words.append(f"{result.off_batched:.0e}")
         if result.left:
-            words.append(f"{result.left} calls left")
+            words.append(f"{result.left} call{'' if result.left == 1 else 's'} left")
     return ", ".join(words) + notes.refer(result.reasons)
 
 
