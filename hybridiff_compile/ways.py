@@ -198,6 +198,8 @@ class Ways:
         with self._trying() as denoiser:
             answer, reason = look(denoiser, call, batched, device_of(denoiser))
         self._looked[call.signature()] = reason
+        if not self.are_current():  # by that call itself, which made a table for later ones
+            self.look_again()
         return answer
 
     def of_step(self, asked: Asked, step: Branches, *, strict: bool) -> Way:
