@@ -219,6 +219,7 @@ class Ways:
                 if strict:
                     raise
                 known = self._found[place] = AsItIs(str(e))
+                self.look_again()  # an export that fails may leave something of no meaning
         return known
 
     def _find_step(self, asked: Asked, step: Branches) -> Way:

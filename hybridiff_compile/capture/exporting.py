@@ -58,13 +58,17 @@ def export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any
     finally:
         _forget_export(before)
     check_ops(exported.graph_module, type(denoiser).__name__)
-    _check_sizes(exported.graph_module.graph, type(denoiser).__name__)
     returned = _returned(exported, type(denoiser).__name__)
     values = [n.meta["val"] if isinstance(n, fx.Node) else n for n in returned]
     assert exported.call_spec.out_spec is not None
-    return _unlift(exported, call, returned), pytree.tree_unflatten(
-        values, exported.call_spec.out_spec
-    )
+    try:
+        graph = _unlift(exported, call, returned)
+    except NameError as e:  # torch writes code of it that names a size which is known only later
+        raise CaptureError(
+            f"{type(denoiser).__name__} cannot be exported: a size in it depends on the values that "
+            f"it is given, a mask's, say ({e})"
+        ) from e
+    return graph, pytree.tree_unflatten(values, exported.call_spec.out_spec)
 
 
 class _Data(TorchFunctionMode):
@@ -77,20 +81,6 @@ class _Data(TorchFunctionMode):
         if func == _DATA:
             return args[0].detach()
         return func(*args, **(kwargs or {}))
-
-
-def _check_sizes(graph: fx.Graph, name: str) -> None:
-    """Refuse a graph in which a size is known only when it runs; its code would not know it.
-
-    Raises:
-        CaptureError: there is one.
-    """
-    for node in graph.nodes:
-        if any(isinstance(x, torch.SymInt) for x in pytree.tree_leaves((node.args, node.kwargs))):
-            raise CaptureError(
-                f"{name} cannot be exported at {node.name}: a size in it depends on the values that "
-                "it is given (a mask, say)"
-            )
 
 
 def _returned(exported: torch.export.ExportedProgram, name: str) -> list[Any]:

@@ -98,10 +98,10 @@ def capture_step(denoiser: nn.Module, step: Branches, answers: Sequence[Any]) ->
             if call.signature() not in made:
                 made[call.signature()], _ = export(denoiser, call)
     traced = [made[call.signature()] for call in step.calls]
-    captured = Captured(step_program(traced, step.names, step.inputs_of), {}, form)
-    (graph,), (contract,) = captured.program.graphs, captured.program.contracts
     values = step.inputs()
-    with torch.no_grad(), halving(name):
+    with torch.no_grad(), halving(name, "the calls of a step"):
+        captured = Captured(step_program(traced, step.names, step.inputs_of), {}, form)
+        (graph,), (contract,) = captured.program.graphs, captured.program.contracts
         result = graph(*(values[n] for n in contract.inputs))["prediction"]
     check_same(result, torch.cat([form.pack(answer) for answer in answers]), name, together=True)
     return captured

@@ -263,16 +263,3 @@ def test_what_the_export_lifted_is_held_by_the_graph_again():
     assert torch.equal(module(sample), denoiser(sample))
     for name in ("tied", "kept", "not_saved", "plain", "sample_"):
         assert getattr(module, name) is getattr(denoiser, name)
-
-
-def test_sizes_that_depend_on_values_are_refused():
-    class Masked(nn.Module):
-        def forward(self, sample: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            count = mask.sum().item()
-            torch._check(count >= 1)
-            torch._check(count <= 4)
-            return sample + torch.zeros(count).sum()
-
-    call = DenoiserCall.of(("sample", "mask"), (torch.ones(2, 4), torch.ones(3, dtype=int)), {})
-    with pytest.raises(CaptureError, match="depends on the values|cannot be exported"):
-        capture(Masked(), call, torch.ones(2, 4))
