@@ -60,15 +60,15 @@ def export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any
     check_ops(exported.graph_module, type(denoiser).__name__)
     returned = _returned(exported, type(denoiser).__name__)
     values = [n.meta["val"] if isinstance(n, fx.Node) else n for n in returned]
-    assert exported.call_spec.out_spec is not None
-    try:
-        graph = _unlift(exported, call, returned)
-    except NameError as e:  # torch writes code of it that names a size which is known only later
+    sizes = [size for v in values if isinstance(v, torch.Tensor) for size in v.shape]
+    if not all(type(size) is int for size in sizes):
         raise CaptureError(
-            f"{type(denoiser).__name__} cannot be exported: a size in it depends on the values that "
-            f"it is given, a mask's, say ({e})"
-        ) from e
-    return graph, pytree.tree_unflatten(values, exported.call_spec.out_spec)
+            f"{type(denoiser).__name__} cannot be exported: the size of its prediction depends on "
+            "values that it is given, of a mask, say"
+        )
+    assert exported.call_spec.out_spec is not None
+    answer = pytree.tree_unflatten(values, exported.call_spec.out_spec)
+    return _unlift(exported, call, returned), answer
 
 
 class _Data(TorchFunctionMode):

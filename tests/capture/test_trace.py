@@ -6,7 +6,7 @@ from torch import nn
 
 from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall
-from hybridiff_compile.capture.trace import capture
+from hybridiff_compile.capture.trace import capture, capture_step
 from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.ir import Level, Phase
 from tests import toy
@@ -263,3 +263,16 @@ def test_what_the_export_lifted_is_held_by_the_graph_again():
     assert torch.equal(module(sample), denoiser(sample))
     for name in ("tied", "kept", "not_saved", "plain", "sample_"):
         assert getattr(module, name) is getattr(denoiser, name)
+
+
+def test_a_prediction_whose_size_depends_on_values_is_refused():
+    class Masked(nn.Module):
+        def forward(self, sample: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return sample[:, mask.nonzero().flatten()]
+
+    mask = torch.ones(4, dtype=torch.int64)
+    step = Branches(
+        tuple(DenoiserCall.of(("sample", "mask"), (torch.ones(2, 4), mask), {}) for _ in "cu")
+    )
+    with pytest.raises(CaptureError, match="size of its prediction depends on values"):
+        capture_step(Masked(), step, [torch.ones(2, 4)] * 2)
