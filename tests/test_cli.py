@@ -176,7 +176,7 @@ def test_a_quick_bench_compiles_nothing_and_a_quick_sweep_is_of_one_model(monkey
     from hybridiff_compile.bench import sweep
 
     bench = asked_for(monkeypatch, benchmark, "bench", "--quick")
-    assert (bench.models, bench.runs, bench.steps) == (("tiny-sdxl", "tiny-sd3"), 1, 20)
+    assert (bench.models, bench.runs, bench.steps) == (("tiny-sdxl", "tiny-sd3"), 1, 16)
     assert {backend for _, backend, _ in bench.variants()} == {"eager"}
     assert bench.thinned == (
         "quick: no sdxl-small, pictures a row 1 in place of 3, ranks eager in place of inductor, "

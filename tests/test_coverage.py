@@ -46,6 +46,7 @@ def small(module: Any) -> Any:
     return module("coverage_modes").plain(module("coverage_cases").Made(Small))
 
 
+@pytest.mark.slow
 def test_exact_is_compared_with_one_device(module: Any, small: Any) -> None:
     assert (small.is_steady, small.long) == (True, 8)
     (pattern,) = small.patterns

@@ -10,14 +10,16 @@ import torch
 from diffusers import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
+    HeunDiscreteScheduler,
     LayerSkipConfig,
     PerturbedAttentionGuidance,
     SkipLayerGuidance,
 )
 
 import hybridiff_compile
+from hybridiff_compile.runtime import sampler
 from tests import modular
-from tests.test_modular import make, on_one_thread
+from tests.test_modular import STEPS, make, on_one_thread
 
 #: One for each way to guide: by what was before, by other layers, at some steps only.
 GUIDERS: dict[str, Callable[[], Any]] = {
@@ -49,7 +51,9 @@ def test_a_second_denoiser_is_shared_too() -> None:
         assert len(model.programs()) == 2
 
 
-@pytest.mark.parametrize("kind", ["skip_layer", "perturbed_attention"])
+@pytest.mark.parametrize(
+    "kind", ["skip_layer", pytest.param("perturbed_attention", marks=pytest.mark.slow)]
+)
 def test_a_guider_that_changes_the_denoiser_for_one_call_leaves_the_others_to_the_ranks(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -78,3 +82,28 @@ def test_a_guider_that_changes_the_denoiser_for_one_call_leaves_the_others_to_th
             assert (model.report.ranks, len(model.report.steps)) == (2, 15)
     said = [m for m in caplog.messages if "changed within this run" in m]
     assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "steps"),
+    [
+        (None, {}, STEPS),
+        (HeunDiscreteScheduler, {}, 2 * STEPS - 1),
+        (None, {"denoising_end": 0.5}, STEPS // 2),
+        (None, {"image_latents": torch.zeros(1, 4, 16, 16), "strength": 0.5}, STEPS // 2),
+    ],
+)
+def test_the_steps_of_a_run_are_counted(kind: Any, more: dict[str, Any], steps: int) -> None:
+    pipe, call = modular.sdxl()
+    if kind is not None:
+        pipe.update_components(scheduler=kind.from_config(pipe.scheduler.config))
+    found, times = [], []
+
+    def look(_: Any, args: tuple[Any, ...]) -> None:
+        found.append(sampler.num_steps(pipe))
+        times.append(pipe.guider.get_state()["step"])
+
+    pipe.unet.register_forward_pre_hook(look)
+    make(pipe, call, **more)
+    assert set(found) == {steps}
+    assert len(set(times)) == steps

@@ -14,7 +14,6 @@ import torch
 from diffusers import (
     ClassifierFreeGuidance,
     EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
     ModularPipeline,
     ModularPipelineBlocks,
 )
@@ -26,7 +25,6 @@ from diffusers.modular_pipelines.stable_diffusion_xl import (
 import hybridiff_compile
 from hybridiff_compile.arguments import check_call, with_prompt
 from hybridiff_compile.errors import ConfigError, HybridiffError, UnsupportedPipelineError
-from hybridiff_compile.runtime import sampler
 from tests import modular, pipelines
 from tests.modular import STEPS, make
 
@@ -65,7 +63,13 @@ def two_alone(pipe: Any, call: dict[str, Any], **more: Any) -> torch.Tensor:
     return on_one_thread(lambda: make(pipe, call, **TWO, **more))
 
 
-@pytest.mark.parametrize("name", modular.ALL)
+#: Whose guiders call in ways of their own; the others are slow cases.
+KINDS = ("sdxl", "qwen", "flux", "wan22", "z_image")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in KINDS else pytest.param(n, marks=pytest.mark.slow) for n in modular.ALL]
+)
 def test_one_picture_has_the_bits_of_the_plain_pipeline(name: str) -> None:
     pipe, call = modular.ALL[name]()
     wanted = on_one_thread(lambda: make(pipe, call))
@@ -213,6 +217,7 @@ def test_a_copy_is_the_plain_pipeline(way: str, tmp_path: Path) -> None:
     assert torch.equal(on_one_thread(lambda: make(copied, call)), wanted)
 
 
+@pytest.mark.slow
 def test_components_are_updated_between_two_calls(plain: Any, call: Any) -> None:
     pipe = modular.sdxl()[0]
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
@@ -276,30 +281,3 @@ def test_a_prompt_is_given_to_those_that_take_one(plain: Any) -> None:
     without, call = modular.sd3()
     assert with_prompt(without, call, "a") == call
     assert with_prompt(without, {}, "a") == {}
-
-
-@pytest.mark.parametrize(
-    ("kind", "more", "steps"),
-    [
-        (None, {}, STEPS),
-        (HeunDiscreteScheduler, {}, 2 * STEPS - 1),
-        (None, {"denoising_end": 0.5}, STEPS // 2),
-        (None, {"image_latents": torch.zeros(1, 4, 16, 16), "strength": 0.5}, STEPS // 2),
-    ],
-)
-def test_the_steps_of_a_run_are_counted(
-    call: Any, kind: Any, more: dict[str, Any], steps: int
-) -> None:
-    pipe = modular.sdxl()[0]
-    if kind is not None:
-        pipe.update_components(scheduler=kind.from_config(pipe.scheduler.config))
-    found, times = [], []
-
-    def look(_: Any, args: tuple[Any, ...]) -> None:
-        found.append(sampler.num_steps(pipe))
-        times.append(pipe.guider.get_state()["step"])
-
-    pipe.unet.register_forward_pre_hook(look)
-    make(pipe, call, **more)
-    assert set(found) == {steps}
-    assert len(set(times)) == steps

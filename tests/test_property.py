@@ -144,7 +144,7 @@ def model() -> Iterator[Any]:
 
 @given(script=scripts)
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_exact_has_the_bits_of_the_pipeline(model: Any, script: Script) -> None:
     threads = torch.get_num_threads()

@@ -192,7 +192,7 @@ def _another_denoiser(pipe: Any, step: int) -> None:
     pipe.unet.strength = 0.5 if step % 2 else 1.0
 
 
-@pytest.mark.parametrize("mode", ["exact", "hybrid"])
+@pytest.mark.parametrize("mode", ["exact", pytest.param("hybrid", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("act", "says"),
     [
