@@ -180,7 +180,7 @@ def test_a_quick_bench_compiles_nothing_and_a_quick_sweep_is_of_one_model(monkey
     assert {backend for _, backend, _ in bench.variants()} == {"eager"}
     assert bench.thinned == (
         "quick: no sdxl-small, pictures a row 1 in place of 3, ranks eager in place of inductor, "
-        "steps 20 in place of 50"
+        "steps 16 in place of 50"
     )
     full = asked_for(monkeypatch, benchmark, "bench", "--backend", "eager")
     assert len(full.variants()) == len(bench.variants()) + 1  # one device compiled too

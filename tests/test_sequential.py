@@ -165,6 +165,27 @@ def test_hybrid_skips_steps_of_a_model_that_calls_once(gpus):
     assert 0 < (made - exact).abs().max() < 0.5 * exact.abs().max()
 
 
+class Counts(toy.Toy):
+    """A denoiser that goes by how often it was called."""
+
+    count = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.count += 1
+        answer: Any = super().forward(*args, **kwargs)
+        return (answer[0] * (1 + 0.1 * (self.count % 3)),)
+
+
+@pytest.mark.parametrize("branches", ["c", "cu"])
+def test_no_step_is_skipped_of_a_denoiser_that_counts_its_calls(branches, caplog):
+    how: dict[str, Any] = {"branches": lambda step: branches, "kind": Counts}
+    with hybridiff_compile.optimize(Sequential(**how), mode="hybrid", tolerance=10.0) as model:
+        made = model(steps=30)
+        assert model.report.steps_by_phase["forecast"] == 0
+    assert (made - Sequential(**how)(steps=30)).abs().max() < 1e-4
+    assert "one rank runs this" in caplog.text
+
+
 class Skips(toy.Toy):
     """A denoiser with a setting that a guider changes."""
 
