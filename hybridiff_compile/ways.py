@@ -250,9 +250,7 @@ class Ways:
         self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], strict: bool
     ) -> tuple[Way, Any]:
         if asked is Asked.WHOLE and call.rows:
-            # One that keeps something from call to call would miss the steps that are skipped.
-            reason = self._looked.get(call.signature(), "")
-            return AsItIs(reason) if reason else OneDevice({}), None
+            return OneDevice({}), None
         if reason := uneven(call) or call.opaque():
             return AsItIs(reason), None
         if known := self.entries.get(call.signature()):
