@@ -42,7 +42,7 @@ class Denoiser:
 
     Attributes:
         route: of them.
-        calls: of the run under way, or of the last one.
+        calls: of the run under way.
         ranks: that compute them.
         ways: by the signature of a call, or of all calls of a step.
         is_packaged: its programs were made elsewhere, and no others may be.
@@ -70,9 +70,9 @@ class Denoiser:
             self.ranks.driver.agree()
         return self.calls
 
-    def end(self) -> None:
-        """A run is over."""
-        self.learn(self.calls.under_way)
+    def rest(self) -> None:
+        """A run is over, well or not; none of its tensors is held until the next one."""
+        self.calls = StepCalls()
 
     def follow(self, denoiser: nn.Module) -> None:
         """Serve the one that the pipeline has now."""

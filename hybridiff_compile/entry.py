@@ -79,7 +79,7 @@ def capture_step_entry(
     """
     captured = capture_step(denoiser, step, answers)
     entry = _entry(captured, "exact", config, dump)
-    return replace(entry, calls=tuple(captured.form.rows(answer) for answer in answers))
+    return replace(entry, calls=tuple(len(captured.form.pack(answer)) for answer in answers))
 
 
 def _entry(captured: Captured, mode: str, config: Config, dump: Path | None) -> Entry:

@@ -123,6 +123,31 @@ def is_kept(kept: Kept | None, value: torch.Tensor) -> bool:
     )
 
 
+def is_same(kept: Kept | None, value: torch.Tensor) -> bool | torch.Tensor:
+    """Whether a tensor is what one was when it was kept: itself, or another one of its values.
+
+    Returns:
+        A 0-dim bool tensor where only its device can tell, so that nothing waits here.
+    """
+    try:
+        if is_kept(kept, value):
+            return True
+        if kept is None or kept[1] != writes(kept[0]):
+            return False  # what it was is gone
+        before = kept[0]
+        alike = (before.shape, before.dtype, before.device)
+        if alike != (value.shape, value.dtype, value.device):
+            return False
+        return torch.equal(before, value) if _is_here(value) else (before == value).all()
+    except RuntimeError:  # its memory was taken back, as CUDA graphs do with what they return
+        return False
+
+
+def _is_here(tensor: torch.Tensor) -> bool:
+    """Whether comparing its values waits for no device."""
+    return tensor.device.type == "cpu"
+
+
 def plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The ordinary tensors that one is made of: itself, or those inside a quantised one."""
     if not is_traceable_wrapper_subclass(tensor):

@@ -138,7 +138,7 @@ class Session:
                 with watched(run, self.config.mode, self._pipe, say), _turn(fit, answers):
                     yield
                 for denoiser in fit:
-                    denoiser.end()
+                    denoiser.learn(denoiser.calls.under_way)
                 mode = "exact" if self.here.is_apart else self.config.mode
                 drivers = [d.ranks.driver for d in self.denoisers.values()]
                 self.report = run.report(mode, traffic.after(drivers), before)
@@ -149,6 +149,8 @@ class Session:
                 raise
             finally:
                 self.under_way = self._owner = None
+                for denoiser in self.denoisers.values():
+                    denoiser.rest()
                 captured = [d for d in self.denoisers.values() if d.has_captured]
                 if captured and not self.here.is_dry:
                     memory.trim()  # the first picture leaves what no other one needs

@@ -195,12 +195,14 @@ class Ways:
         if call.signature() in self._looked or self.has_denoiser_changed():
             return batched()
         self._begin_to_know()
-        with self._trying() as denoiser:
-            answer, reason = look(denoiser, call, batched, device_of(denoiser))
-        self._looked[call.signature()] = reason
+        answer, self._looked[call.signature()] = self._look(call, batched)
         if not self.are_current():  # by that call itself, which made a table for later ones
             self.look_again()
         return answer
+
+    def _look(self, call: DenoiserCall, batched: Callable[[], Any]) -> tuple[Any, str]:
+        with self._trying() as denoiser:
+            return look(denoiser, call, batched, device_of(denoiser))
 
     def of_step(self, asked: Asked, step: Branches, *, strict: bool) -> Way:
         """How all calls of a step are answered, at the first of them.
@@ -262,8 +264,7 @@ class Ways:
             ), None
         device = device_of(self._route.denoiser)
         put_back = random_numbers_now(device)
-        with self._trying() as denoiser:
-            answer, reason = look(denoiser, call, batched, device)
+        answer, reason = self._look(call, batched)
         try:
             if reason:
                 raise CaptureError(reason)

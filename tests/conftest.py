@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -33,3 +37,12 @@ def workers(request: pytest.FixtureRequest) -> Iterator[None]:
 def cold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are started as users start them, whatever the tests were told."""
     monkeypatch.setattr(spawn, "subprocess", subprocess)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports modules of the examples by name, as their commands import them."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    yield importlib.import_module
+    for name in [n for n in sys.modules if n.startswith(("coverage_", "suite_"))]:
+        del sys.modules[name]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import types
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,15 +17,6 @@ from tests import pipelines
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The modules of the script, as the command imports them."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    yield importlib.import_module
-    for name in [n for n in sys.modules if n.startswith(("coverage_", "suite_"))]:
-        del sys.modules[name]
-
-
 class Small:
     """A test class of diffusers, as far as it counts: it builds SDXL with a small UNet."""
 
@@ -41,42 +30,42 @@ class Small:
 
 
 @pytest.fixture
-def small(module: Any) -> Any:
+def small(script: Any) -> Any:
     """A small pipeline that was run as it is."""
-    return module("coverage_modes").plain(module("coverage_cases").Made(Small))
+    return script("coverage_modes").plain(script("coverage_cases").Made(Small))
 
 
 @pytest.mark.slow
-def test_exact_is_compared_with_one_device(module: Any, small: Any) -> None:
+def test_exact_is_compared_with_one_device(script: Any, small: Any) -> None:
     assert (small.is_steady, small.long) == (True, 8)
     (pattern,) = small.patterns
     assert str(pattern) == "1 call of 2 rows; 2 equal parts"
     assert pattern.effect > 0
-    found = module("coverage_modes").exact(small)
+    found = script("coverage_modes").exact(small)
     assert (found.outcome, found.same_as, found.reasons) == ("two ranks", "apart", ())
     assert 0 < found.off_batched < 1e-4
-    assert 0 < module("coverage_modes").shaken(small) < 1e-4
+    assert 0 < script("coverage_modes").shaken(small) < 1e-4
 
 
 @pytest.mark.slow
-def test_steps_are_extrapolated_and_pipelined(module: Any, small: Any) -> None:
-    hybrid, paper = module("coverage_modes").hybrid(small), module("coverage_modes").paper(small)
+def test_steps_are_extrapolated_and_pipelined(script: Any, small: Any) -> None:
+    hybrid, paper = script("coverage_modes").hybrid(small), script("coverage_modes").paper(small)
     assert hybrid.phases["forecast"] >= 1
     assert paper.phases == {"serial": 6, "pipelined": 2, "forecast": 0}
     assert (hybrid.outcome, paper.outcome) == ("two ranks", "two ranks")
 
 
 @pytest.fixture
-def tried(module: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def tried(script: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """What a mode makes of a call that gives an array of ones, but for what is said otherwise."""
-    modes = module("coverage_modes")
+    modes = script("coverage_modes")
     ones = [np.ones((1, 2))]
     made = types.SimpleNamespace(call=lambda steps: ones)
-    of = module("coverage_compare").Plain(made, ones, (), True, 8)
+    of = script("coverage_compare").Plain(made, ones, (), True, 8)
 
     def run(mode: str, apart: Any = None, shaken: float = 0.0, **changes: Any) -> Any:
         phases = {"serial": 6, "pipelined": 1, "forecast": 1}
-        good = module("coverage_compare").Tried(ones, ranks=2, phases=phases)
+        good = script("coverage_compare").Tried(ones, ranks=2, phases=phases)
         ours = replace(good, **changes)
         alone = ours if apart is None else replace(good, result=[np.full((1, 2), apart)])
         monkeypatch.setattr(modes, "shaken", lambda of: shaken)
@@ -134,9 +123,9 @@ def test_roundings_that_a_pipeline_magnifies_are_no_fault(tried: Callable[..., A
     assert tried("exact", shaken=0.0005, **off).outcome == "failed"
 
 
-def rows(module: Any) -> dict[str, Any]:
+def rows(script: Any) -> dict[str, Any]:
     """Rows of all kinds."""
-    r = module("coverage_rows")
+    r = script("coverage_rows")
     halves = r.Pattern(name="unet", calls=1, rows=(2,), parts=2)
     twice = r.Pattern(
         name="transformer", calls=2, rows=(1, 1), parts=1, contexts=("cond", "uncond")
@@ -194,16 +183,16 @@ SHORT = """\
 | one call of two equal parts | 1 | 1 | 0 | 0 |"""
 
 
-def test_the_tables_are_these(module: Any) -> None:
-    found = rows(module)
-    assert "\n".join(module("coverage_rows").table(found.values())) == TABLE
-    assert "\n".join(module("coverage_rows").short(found.values())) == SHORT
+def test_the_tables_are_these(script: Any) -> None:
+    found = rows(script)
+    assert "\n".join(script("coverage_rows").table(found.values())) == TABLE
+    assert "\n".join(script("coverage_rows").short(found.values())) == SHORT
     head = "3 set-ups of 2 classes; not built: 1; failed: 0. v 1."
-    assert module("coverage_rows").page(found) == "\n".join([head, "", SHORT, "", TABLE])
+    assert script("coverage_rows").page(found) == "\n".join([head, "", SHORT, "", TABLE])
 
 
-def test_a_page_is_written_between_its_markers(module: Any, tmp_path: Path) -> None:
-    r, page = module("coverage_rows"), tmp_path / "page.md"
+def test_a_page_is_written_between_its_markers(script: Any, tmp_path: Path) -> None:
+    r, page = script("coverage_rows"), tmp_path / "page.md"
     page.write_text(f"above\n\n{r.BEGIN}\nold\n{r.END}\n\nbelow\n")
     r.put("new", page)
     assert page.read_text() == f"above\n\n{r.BEGIN}\n\nnew\n\n{r.END}\n\nbelow\n"
@@ -215,15 +204,15 @@ def test_a_page_is_written_between_its_markers(module: Any, tmp_path: Path) -> N
     assert page.read_text() == f"above\n{r.BEGIN}\n"
 
 
-def test_the_documentation_has_a_place_for_the_table(module: Any) -> None:
-    r, text = module("coverage_rows"), (EXAMPLES.parent / "docs" / "coverage.md").read_text()
+def test_the_documentation_has_a_place_for_the_table(script: Any) -> None:
+    r, text = script("coverage_rows"), (EXAMPLES.parent / "docs" / "coverage.md").read_text()
     assert text.count(r.BEGIN) == text.count(r.END) == 1
     assert text.index(r.BEGIN) < text.index(r.END)
 
 
-def test_later_lines_add_modes(module: Any, tmp_path: Path) -> None:
-    r, path = module("coverage_rows"), tmp_path / "rows.jsonl"
-    row = rows(module)["b.py::B"]
+def test_later_lines_add_modes(script: Any, tmp_path: Path) -> None:
+    r, path = script("coverage_rows"), tmp_path / "rows.jsonl"
+    row = rows(script)["b.py::B"]
     more = r.Row(case=row.case, results={"regional": r.Result(outcome="two ranks")})
     r.add(path, row)
     r.add(path, more)

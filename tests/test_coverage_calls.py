@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import sys
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,17 +12,6 @@ import torch
 from diffusers import ConfigMixin, DDIMScheduler, EulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.cache_utils import CacheMixin
-
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The modules of the script, as the command imports them."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    yield importlib.import_module
-    for name in [n for n in sys.modules if n.startswith(("coverage_", "suite_"))]:
-        del sys.modules[name]
 
 
 class Net(ModelMixin, ConfigMixin, CacheMixin):
@@ -112,9 +98,9 @@ class Fake:
     ],
 )
 def test_a_pattern_is_found_from_the_calls(
-    module: Any, steps: list[Callable[[Fake], None]], expected: str
+    script: Any, steps: list[Callable[[Fake], None]], expected: str
 ) -> None:
-    calls, pipe = module("coverage_calls"), Fake()
+    calls, pipe = script("coverage_calls"), Fake()
     own = DDIMScheduler.step
     with calls.watched(pipe) as seen:
         for step in steps:
@@ -128,8 +114,8 @@ def test_a_pattern_is_found_from_the_calls(
     assert len(seen) == seen_before
 
 
-def test_a_pattern_says_how_much_the_branches_differ(module: Any) -> None:
-    calls, pipe = module("coverage_calls"), Fake()
+def test_a_pattern_says_how_much_the_branches_differ(script: Any) -> None:
+    calls, pipe = script("coverage_calls"), Fake()
     effects = []
     for step in (pipe.batched, pipe.twice, pipe.alone, pipe.thrice_with_conditions):
         with calls.watched(pipe) as seen:
@@ -141,8 +127,8 @@ def test_a_pattern_says_how_much_the_branches_differ(module: Any) -> None:
     assert effects[3] > 0
 
 
-def test_a_copy_of_the_scheduler_is_watched_and_steps_by_itself(module: Any) -> None:
-    calls, pipe = module("coverage_calls"), Fake()
+def test_a_copy_of_the_scheduler_is_watched_and_steps_by_itself(script: Any) -> None:
+    calls, pipe = script("coverage_calls"), Fake()
     own: Any = EulerDiscreteScheduler()
     own.set_timesteps(3)
     pipe.scheduler = own
@@ -155,7 +141,7 @@ def test_a_copy_of_the_scheduler_is_watched_and_steps_by_itself(module: Any) -> 
     assert (pipe.scheduler.step_index, own.step_index) == (2, None)
 
 
-def test_no_weight_is_zero_and_random_ones_stay(module: Any) -> None:
+def test_no_weight_is_zero_and_random_ones_stay(script: Any) -> None:
     net = torch.nn.ModuleDict(
         {
             "linear": torch.nn.Linear(3, 3),
@@ -170,7 +156,7 @@ def test_no_weight_is_zero_and_random_ones_stay(module: Any) -> None:
     with torch.no_grad():
         next(net["halved"].parameters())[0, 0] = torch.nan
     kept, words = linear.weight.clone(), next(net["words"].parameters()).clone()
-    module("coverage_cases").randomize({"net": net})
+    script("coverage_cases").randomize({"net": net})
     for weight in net.parameters():
         assert (weight != 0).all()
         assert weight.isfinite().all()
@@ -206,7 +192,7 @@ def parameters(**defaults: Any) -> Any:
     ],
 )
 def test_guidance_is_on_and_steps_are_few(
-    module: Any, takes: dict[str, Any], given: dict[str, Any], expected: dict[str, Any]
+    script: Any, takes: dict[str, Any], given: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    cases = module("coverage_cases")
+    cases = script("coverage_cases")
     assert cases.settings(parameters(**takes), given, 3, "latent") == expected

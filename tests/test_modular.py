@@ -119,7 +119,7 @@ def test_programs_are_prepared_without_a_picture(
         assert len(model.programs()) == 1
         assert "denoising" not in capfd.readouterr().err
         with pytest.raises(HybridiffError, match="no report"):
-            model.report  # noqa: B018
+            _ = model.report
         make(model, call, num_inference_steps=2, **TWO)
         assert "denoising" in capfd.readouterr().err
         assert len(model.programs()) == 1

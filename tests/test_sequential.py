@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -265,85 +267,12 @@ def test_verify_compares_with_the_pipeline_itself():
             assert torch.equal(model(), expected)
 
 
-def test_what_pipelines_a_batch_of_two_is_not_packaged_of_three(tmp_path):
-    with hybridiff_compile.optimize(Three(), mode="paper", tau1=2, k=3) as model:
-        model()
-        with pytest.raises(HybridiffError, match="pipelines a batch of two branches"):
-            hybridiff_compile.export(model, tmp_path / "package")
-
-
 def test_a_package_of_several_calls_is_refused(tmp_path):
     with hybridiff_compile.optimize(Sequential(), mode="exact") as model:
         model()
         with pytest.raises(HybridiffError, match="several calls a step"):
             hybridiff_compile.export(model, tmp_path / "package")
     assert not list(tmp_path.iterdir())
-
-
-class Three:
-    """Guides by one batch of three branches, as InstructPix2Pix."""
-
-    def __init__(self, pictures: int = 1) -> None:
-        self.unet: Any = toy.seeded(toy.Toy)
-        self.scheduler: Any = DDIMScheduler(beta_schedule="scaled_linear")
-        self.pictures = pictures
-
-    @torch.no_grad()
-    def __call__(self, steps: int = STEPS) -> torch.Tensor:
-        g = torch.Generator().manual_seed(0)
-        x = torch.randn(self.pictures, 4, 8, 8, generator=g)
-        text = torch.randn(3 * self.pictures, 3, 6, generator=g)
-        self.scheduler.set_timesteps(steps)
-        for t in self.scheduler.timesteps:
-            rows = torch.cat([x] * 3)
-            (eps,) = self.unet(rows, t / 500.0, encoder_hidden_states=text, return_dict=False)
-            c, i, u = eps.chunk(3)
-            x = self.scheduler.step(u + 5 * (c - i) + 1.5 * (i - u), t, x).prev_sample
-        return x
-
-
-def in_parts(pipe: Any, parts: Sequence[slice]) -> torch.Tensor:
-    """What a pipeline makes whose rows are computed part by part, on one thread."""
-    own, threads = pipe.unet.forward, torch.get_num_threads()
-
-    def forward(x: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any):
-        eps = [own(x[p], t, encoder_hidden_states[p], return_dict=False)[0] for p in parts]
-        return (torch.cat(eps),)
-
-    pipe.unet.forward = forward
-    torch.set_num_threads(1)
-    try:
-        return pipe()
-    finally:
-        torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize("pictures", [1, 2, 3])
-def test_three_branches_of_one_batch_have_the_bits_of_parts(pictures):
-    count = 3 if pictures % 2 else 2  # halves are shared better, where there are any
-    size = 3 * pictures // count
-    expected = in_parts(Three(pictures), [slice(i * size, (i + 1) * size) for i in range(count)])
-    with hybridiff_compile.optimize(Three(pictures), mode="exact") as model:
-        assert torch.equal(model(), expected)
-        assert (model.report.ranks, len(model.report.steps)) == (2, STEPS)
-
-
-def test_hybrid_extrapolates_three_branches():
-    with hybridiff_compile.optimize(Three(), mode="hybrid", tolerance=10.0) as model:
-        made = model(steps=30)
-        assert model.report.steps_by_phase["forecast"] > 5
-    exact = Three()(steps=30)
-    assert 0 < (made - exact).abs().max() < 0.5 * exact.abs().max()
-
-
-@pytest.mark.slow
-def test_a_package_holds_three_parts(tmp_path):
-    with hybridiff_compile.optimize(Three(), mode="exact") as model:
-        made = model()
-        hybridiff_compile.export(model, tmp_path / "package", progress=False)
-    with hybridiff_compile.load(tmp_path / "package", Three()) as model:
-        assert (model() - made).abs().max() < 1e-4
-        assert model.report.ranks == 2
 
 
 @pytest.mark.slow
@@ -355,3 +284,13 @@ def test_compiled_programs_of_several_calls(scope, way):
         made = model()
         assert (model.report.ranks, len(model.report.steps)) == (2, STEPS - 1)
     assert (made - plain(**WAYS[way])).abs().max() < 1e-4
+
+
+def test_a_run_leaves_none_of_its_tensors_in_the_model():
+    pipe = Sequential()
+    with hybridiff_compile.optimize(pipe, 1, mode="exact") as model:
+        model()
+        texts = [weakref.ref(text) for text in pipe.text.values()]
+        pipe.text.clear()
+        gc.collect()
+        assert [ref() for ref in texts] == [None] * len(texts)

@@ -16,7 +16,7 @@ import torch
 
 from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, constant_text
-from hybridiff_compile.layout import Kept, is_kept, writes
+from hybridiff_compile.layout import Kept, is_same, writes
 
 # A run whose calls were other than assumed so many times is no longer foreseen.
 _MOST_SURPRISES = 2
@@ -192,10 +192,4 @@ def _kept(tensor: torch.Tensor) -> Kept:
 def _same(before: Any, kept: Kept | None, now: Any) -> bool:
     if not isinstance(now, torch.Tensor) or kept is None:
         return type(before) is type(now) and constant_text(before) == constant_text(now)
-    if is_kept(kept, now):
-        return True
-    held, count = kept
-    if count != writes(held):
-        return False  # what it was is gone
-    alike = (held.shape, held.dtype, held.device) == (now.shape, now.dtype, now.device)
-    return alike and bool(torch.equal(held, now))
+    return bool(is_same(kept, now))

@@ -52,11 +52,6 @@ class Form:
         leaves = (tuple(x.shape[1:]) if isinstance(x, torch.Tensor) else None for x in found)
         return cls(spec, tuple(leaves))
 
-    @staticmethod
-    def rows(output: Any) -> int:
-        """Rows of an answer."""
-        return next(x.shape[0] for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor))
-
     def pack(self, output: Any) -> torch.Tensor:
         """The prediction, [rows, ...], of an answer of this form."""
         tensors = [x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor)]

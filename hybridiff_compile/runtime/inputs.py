@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from hybridiff_compile.layout import Kept, is_kept, writes
+from hybridiff_compile.layout import Kept, is_same, writes
 from hybridiff_compile.runtime.estimate import Reading
 from hybridiff_compile.runtime.forecast import READ_AFTER
 
@@ -51,7 +51,7 @@ class Inputs:
         last, self._last = self._last, {name: (t, writes(t)) for name, t in others.items()}
         late: dict[str, torch.Tensor] = {}
         for name, tensor in others.items():
-            same = _same(last.get(name), tensor)
+            same = is_same(last.get(name), tensor)
             if isinstance(same, torch.Tensor):
                 if self._seen[name] < _HELD:
                     self._seen[name], late[name] = 0, same
@@ -76,26 +76,3 @@ class Inputs:
                 if not same and self._told[name] >= _HELD:
                     yield name
                 self._told[name] = self._told[name] + 1 if same else 0
-
-
-def _same(last: Kept | None, tensor: torch.Tensor) -> bool | torch.Tensor:
-    """Whether an input is what it was; a 0-dim bool tensor where only its device can tell."""
-    try:
-        if is_kept(last, tensor):
-            return True
-        if last is None or last[1] != writes(last[0]) or not _alike(last[0], tensor):
-            return False  # what it was is gone
-        if _is_here(tensor):
-            return torch.equal(last[0], tensor)
-        return (last[0] == tensor).all()
-    except RuntimeError:  # its memory was taken back, as CUDA graphs do with what they return
-        return False
-
-
-def _alike(one: torch.Tensor, two: torch.Tensor) -> bool:
-    return (one.shape, one.dtype, one.device) == (two.shape, two.dtype, two.device)
-
-
-def _is_here(tensor: torch.Tensor) -> bool:
-    """Whether comparing its values waits for no device."""
-    return tensor.device.type == "cpu"

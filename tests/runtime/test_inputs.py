@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hybridiff_compile.runtime import inputs
+from hybridiff_compile import layout
 from hybridiff_compile.runtime.forecast import READ_AFTER
 from hybridiff_compile.runtime.inputs import Inputs
 
@@ -37,7 +37,7 @@ def changes(given: Given, steps: int = 12, mode: Any = None) -> list[int]:
 def is_late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """On a CPU, and as on a device whose values are not waited for."""
     if request.param == "late":
-        monkeypatch.setattr(inputs, "_is_here", lambda tensor: False)
+        monkeypatch.setattr(layout, "_is_here", lambda tensor: False)
     return request.param == "late"
 
 
@@ -126,7 +126,7 @@ def test_memory_that_was_taken_back_tells_nothing(monkeypatch: pytest.MonkeyPatc
     def is_kept(last: Any, tensor: torch.Tensor) -> bool:
         raise RuntimeError("accessing tensor output of CUDAGraphs that has been overwritten")
 
-    monkeypatch.setattr(inputs, "is_kept", is_kept)
+    monkeypatch.setattr(layout, "is_kept", is_kept)
     assert changes(lambda i: value(1 if i < 6 else 2)) == []
 
 
@@ -139,7 +139,7 @@ class _NoReading(TorchDispatchMode):
 
 
 def test_no_value_is_read_in_the_step_that_it_was_computed_in(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inputs, "_is_here", lambda tensor: False)
+    monkeypatch.setattr(layout, "_is_here", lambda tensor: False)
     read: list[int] = []
     own = inputs.Reading.tolist
 
@@ -153,7 +153,7 @@ def test_no_value_is_read_in_the_step_that_it_was_computed_in(monkeypatch: pytes
             read.append(self.step)
             return own(self)
 
-    monkeypatch.setattr(inputs, "Reading", Noting)
+    monkeypatch.setattr(layout, "Reading", Noting)
     run, step = Inputs(), 0
     with _NoReading():
         for step in range(8):
