@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridiff_compile import layout
+from hybridiff_compile.runtime import inputs
 from hybridiff_compile.runtime.forecast import READ_AFTER
 from hybridiff_compile.runtime.inputs import Inputs
 
@@ -153,7 +154,7 @@ def test_no_value_is_read_in_the_step_that_it_was_computed_in(monkeypatch: pytes
             read.append(self.step)
             return own(self)
 
-    monkeypatch.setattr(layout, "Reading", Noting)
+    monkeypatch.setattr(inputs, "Reading", Noting)
     run, step = Inputs(), 0
     with _NoReading():
         for step in range(8):
