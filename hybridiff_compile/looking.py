@@ -24,8 +24,8 @@ def uneven(call: DenoiserCall) -> str:
     if call.rows == 1:
         return (
             "it is called once a step with a batch of 1, so there is nothing to split (the model "
-            "does not guide, or its guidance is an input). mode='hybrid' still skips steps. Several "
-            "pictures at once (num_images_per_prompt=2) are shared"
+            "does not guide, or its guidance is an input). mode='hybrid' still skips steps. "
+            "Several pictures at once (num_images_per_prompt=2) are shared"
         )
     return "its first argument is no batch of pictures"
 
