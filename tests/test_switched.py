@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import hybridiff_compile
+from hybridiff_compile import layout
 from hybridiff_compile.runtime import inputs
 from tests import pipelines
 from tests.guiding import STEPS, Guiding
@@ -88,7 +89,7 @@ def test_without_a_switch_nothing_is_another(how: str, monkeypatch: pytest.Monke
 def test_where_values_are_not_waited_for_the_change_is_seen_two_steps_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inputs, "_is_here", lambda tensor: False)
+    monkeypatch.setattr(layout, "_is_here", lambda tensor: False)
     for how, at in (("new", AT), ("in place", AT), ("cat", AT + 2)):
         _, report = made(Switched(how), tolerance=10.0)
         assert [s.index for s in report.steps if s.reason == REASON] == [at]
