@@ -145,6 +145,10 @@ def given_by(inputs: Any) -> dict[str, Any]:
     return dict(inputs("cpu") if "device" in takes else inputs())
 
 
+# The default of the latter is for two steps.
+_SET = {"pag_scale": SCALE, "intermediate_timesteps": None}
+
+
 def settings(
     takes: Mapping[str, Any], given: Mapping[str, Any], steps: int, output: str | None
 ) -> dict[str, Any]:
@@ -168,8 +172,8 @@ def settings(
             is_off = isinstance(value, int | float) and value <= 1
             if is_off or name == "true_cfg_scale":
                 found[name] = SCALE
-        elif name == "pag_scale":
-            found[name] = SCALE
+        elif name in _SET:
+            found[name] = _SET[name]
         elif name == "strength":
             found[name] = max(_STRENGTH, given.get(name) or takes[name].default)
     prompt = given.get("prompt")

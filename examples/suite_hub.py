@@ -179,6 +179,14 @@ def qwen2_vl(folder: Path) -> None:
     transformers.Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
 
 
+def gemma_letters(folder: Path) -> None:
+    """Gemma tokenizer of a few letters: encoders of eight words are given its words."""
+    vocab = numbered(["<pad>", "<eos>", "<bos>", "<unk>", *"aeno"])
+    transformers.GemmaTokenizerFast(vocab=vocab, merges=[], model_max_length=512).save_pretrained(
+        folder
+    )
+
+
 def gemma_tokenizer(folder: Path) -> None:
     """Gemma tokenizer."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
@@ -264,7 +272,7 @@ REPOSITORIES: dict[str, Callable[[Path], None]] = {
     f"{_TESTING}/tiny-random-umt5": umt5,
     f"{_TESTING}/tiny-random-Qwen2VLForConditionalGeneration": qwen2_vl,
     "Qwen/Qwen3-Embedding-0.6B": qwen2_tokenizer,
-    f"{_TESTING}/dummy-gemma": gemma_tokenizer,
+    f"{_TESTING}/dummy-gemma": gemma_letters,
     f"{_TESTING}/tiny-gemma3": gemma3,
     f"{_TESTING}/tiny-random-BertModel": bert,
     f"{_TESTING}/tiny-random-roberta": roberta_tokenizer,

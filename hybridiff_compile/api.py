@@ -182,6 +182,11 @@ def export(
             "this pipeline makes several calls a step of its denoiser, and a package holds "
             "programs of one call; use the model itself."
         )
+    if format == "onnx" and any(entry.is_taken for entry in session.entries):
+        raise ConfigError(
+            "this denoiser computes the branches of its batch otherwise, so that each has its own "
+            "graph, and an ONNX package holds one graph of a branch; export it as aot."
+        )
     with shown(session, progress), one_compiler:
         package.export(session, folder, format)
 

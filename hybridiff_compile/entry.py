@@ -35,6 +35,7 @@ class Entry:
         form: of the answer that the pipeline expects, to each call.
         programs: by phase.
         calls: of a step, each of whose answers has so many rows; () for one call.
+        is_taken: each part of the batch has programs of its own; see `Captured`.
     """
 
     key: int
@@ -42,6 +43,7 @@ class Entry:
     form: Form
     programs: dict[Phase, StepProgram]
     calls: tuple[int, ...] = ()
+    is_taken: bool = False
 
 
 def capture_entry(
@@ -64,8 +66,8 @@ def capture_entry(
         CaptureError: it cannot be traced.
     """
     captured = capture(denoiser, call, answer, together=config.mode == "asyncdiff")
-    # What these modes make of the branches is made of two of one call.
-    mode = config.mode if call.parts == 2 else "exact"
+    # What these modes make of the branches is made of two of one call, that are alike.
+    mode = config.mode if call.parts == 2 and not captured.is_taken else "exact"
     return _entry(captured, mode, config, dump)
 
 
@@ -87,7 +89,8 @@ def _entry(captured: Captured, mode: str, config: Config, dump: Path | None) -> 
     # Compiled by stages, the ranks share the work even if no phase needs the cut.
     staged = config.lowering.backend == "inductor" and config.lowering.scope == "stage"
     programs = build_programs(captured.program, mode, observers, staged=staged)
-    return Entry(new_key(), captured.rows, captured.form, programs)
+    taken = captured.is_taken
+    return Entry(new_key(), captured.rows, captured.form, programs, is_taken=taken)
 
 
 def not_packaged(call: DenoiserCall, known: Sequence[Signature]) -> str:

@@ -18,7 +18,7 @@ from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
 from hybridiff_compile.capture.fingerprint import Watch
 from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.state import kept
-from hybridiff_compile.capture.trace import rows_of_halves
+from hybridiff_compile.capture.trace import Captured, capture_taken, rows_of_halves
 from hybridiff_compile.entry import Entry
 from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.here import random_numbers_kept, random_numbers_now
@@ -44,15 +44,20 @@ class OneDevice:
 
     Attributes:
         rows: where they are: each part of them in a call of its own. Empty: calls as they are.
+        taken: computes the parts, where the denoiser itself cannot.
     """
 
     rows: Rows
+    taken: Captured | None = None
 
     def compute(
         self, denoiser: nn.Module, step: Branches, forward: Callable[..., Any]
     ) -> tuple[torch.Tensor, Form, list[int]]:
         """The prediction of a step, the form of the denoiser's answers, and the rows of each."""
         name = type(denoiser).__name__
+        if self.taken is not None:
+            prediction = self.taken.compute(*step.calls)
+            return prediction, self.taken.form, [len(prediction)]
         if not self.rows:
             return run_apart(name, step, forward)
         (call,) = step.calls
@@ -255,7 +260,8 @@ class Ways:
             return OneDevice({}), None
         if reason := uneven(call) or call.opaque():
             return AsItIs(reason), None
-        if known := self.entries.get(call.signature()):
+        known = self.entries.get(call.signature())
+        if known and not known.is_taken:
             return OneDevice(known.rows), None
         if self._is_another_number(call):
             return AsItIs(
@@ -282,7 +288,10 @@ class Ways:
         if asked is Asked.RANKS:
             return self._capture(Branches((call,)), [answer])
         with self._trying() as denoiser:
-            return OneDevice(rows_of_halves(denoiser, call, answer))
+            try:
+                return OneDevice(rows_of_halves(denoiser, call, answer))
+            except CaptureError as e:
+                return OneDevice({}, capture_taken(denoiser, call, answer, e))
 
 
 def _place(step: Branches) -> Signature:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from torch import nn
 
 import hybridiff_compile
 from hybridiff_compile.errors import HybridiffError
@@ -19,8 +20,8 @@ STEPS = 8
 class Three:
     """Guides by one batch of three branches, as InstructPix2Pix."""
 
-    def __init__(self, pictures: int = 1) -> None:
-        self.unet: Any = toy.seeded(toy.Toy)
+    def __init__(self, pictures: int = 1, kind: type[nn.Module] = toy.Toy) -> None:
+        self.unet: Any = toy.seeded(kind)
         self.scheduler: Any = DDIMScheduler(beta_schedule="scaled_linear")
         self.pictures = pictures
 
@@ -87,3 +88,47 @@ def test_what_pipelines_a_batch_of_two_is_not_packaged_of_three(tmp_path):
         model()
         with pytest.raises(HybridiffError, match="pipelines a batch of two branches"):
             hybridiff_compile.export(model, tmp_path / "package")
+
+
+class Perturbed(toy.Toy):
+    """Knows which of its rows mean what, so that a part of them is no batch for it."""
+
+    def forward(self, sample: torch.Tensor, *args: Any, **kwargs: Any):
+        plain, image, text = sample.chunk(3)
+        return super().forward(torch.cat([plain, image, 0.5 * text]), *args, **kwargs)
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_rows_that_the_denoiser_tells_apart_are_shared_out(pictures):
+    expected = Three(pictures, Perturbed)()
+    with hybridiff_compile.optimize(Three(pictures, Perturbed), mode="exact") as model:
+        made = model()
+        assert (model.report.ranks, len(model.report.steps)) == (2, STEPS)
+    with hybridiff_compile.optimize(Three(pictures, Perturbed), mode="exact", gpus=1) as model:
+        assert torch.equal(model(), made)
+    assert (made - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert (made - Three(pictures)()).abs().max() > 1e-2 * expected.abs().max()
+
+
+def test_the_graphs_of_such_rows_are_no_branches_of_an_onnx_package(tmp_path):
+    with hybridiff_compile.optimize(Three(1, Perturbed), mode="exact") as model:
+        model()
+        with pytest.raises(HybridiffError, match="each has its own graph"):
+            hybridiff_compile.export(model, tmp_path / "package", format="onnx")
+
+
+@pytest.mark.slow
+def test_a_package_holds_such_rows(tmp_path):
+    with hybridiff_compile.optimize(Three(1, Perturbed), mode="exact") as model:
+        made = model()
+        hybridiff_compile.export(model, tmp_path / "package", progress=False)
+    with hybridiff_compile.load(tmp_path / "package", Three(1, Perturbed)) as model:
+        assert (model() - made).abs().max() < 1e-4
+        assert model.report.ranks == 2
+
+
+def test_paper_says_that_such_halves_are_not_pipelined(caplog):
+    with hybridiff_compile.optimize(Three(2, Perturbed), mode="paper", tau1=2, k=3) as model:
+        model()
+        assert model.report.steps_by_phase["pipelined"] == 0
+    assert "pipelines a batch of two branches" in caplog.text

@@ -92,7 +92,7 @@ def check_halves(
         with torch.no_grad(), kept(denoiser), halving(name, "a batch of other rows"):
             expected = _batched(denoiser, call)
         check_same(compute(call), expected, name)
-    check_meaning(denoiser, call, rows)
+    check_meaning(denoiser, call, apart)
 
 
 def _batched(denoiser: nn.Module, call: DenoiserCall) -> torch.Tensor:
@@ -101,7 +101,9 @@ def _batched(denoiser: nn.Module, call: DenoiserCall) -> torch.Tensor:
     return Form.of(answer, type(denoiser).__name__).pack(answer)
 
 
-def check_meaning(denoiser: nn.Module, call: DenoiserCall, rows: Rows) -> None:
+def check_meaning(
+    denoiser: nn.Module, call: DenoiserCall, apart: Callable[[DenoiserCall], torch.Tensor]
+) -> None:
     """Refuse halves that are no more than their batch's roundings away from it, but mean another.
 
     In half precision the two are computed again in float32; what cannot be is taken as it is.
@@ -109,7 +111,7 @@ def check_meaning(denoiser: nn.Module, call: DenoiserCall, rows: Rows) -> None:
     Args:
         denoiser: with its own forward in place; it is left as it was.
         call: that has passed `check_same`.
-        rows: where the rows of each argument are.
+        apart: computes a call's halves apart, and puts their predictions together.
 
     Raises:
         CaptureError: in float32 they differ by more than its rounding.
@@ -120,7 +122,7 @@ def check_meaning(denoiser: nn.Module, call: DenoiserCall, rows: Rows) -> None:
     try:
         with torch.no_grad(), kept(denoiser), Widened():
             expected = _batched(denoiser, call)
-            result, *_ = run_apart(name, Branches.of_batch(call, rows), denoiser)
+            result = apart(call)
     except Exception as e:  # of kernels that know half precision only, or out of memory
         logger.debug("%s is not compared in float32: %s", name, e)
         return

@@ -169,6 +169,15 @@ class DenoiserCall:
         pairs = zip(self.names, self.leaves, strict=True)
         return DenoiserCall(self.names, tuple(part(n, leaf) for n, leaf in pairs), self.spec)
 
+    def repeated(self, times: int, rows: Rows) -> DenoiserCall:
+        """The call of a batch that is several times this one."""
+
+        def wide(name: str, leaf: Any) -> Any:
+            return _as_received(torch.cat([leaf] * times, rows[name])) if name in rows else leaf
+
+        pairs = zip(self.names, self.leaves, strict=True)
+        return DenoiserCall(self.names, tuple(wide(n, leaf) for n, leaf in pairs), self.spec)
+
 
 def parts_of(rows: int) -> int:
     """Into how many equal parts rows are shared out: 2, or an odd number's least divisor.

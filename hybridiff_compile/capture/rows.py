@@ -25,7 +25,8 @@ from hybridiff_compile.errors import CaptureError
 
 logger = logging.getLogger(__name__)
 
-_FACTOR = 3  # not 2, which is often the number of something else, nor a size that broadcasts
+#: Not 2, which is often the number of something else, nor a size that broadcasts.
+FACTOR = 3
 _MOST_TRIES = 24
 # What a FakeTensor cannot do, whatever its shape is.
 _IMPOSSIBLE = (
@@ -156,7 +157,7 @@ def _grown(denoiser: nn.Module, call: DenoiserCall, rows: Rows) -> list[torch.Si
 
 
 def _larger(shape: torch.Size, dim: int) -> torch.Size:
-    return torch.Size(n * _FACTOR if d == dim else n for d, n in enumerate(shape))
+    return torch.Size(n * FACTOR if d == dim else n for d, n in enumerate(shape))
 
 
 def _shapes(answer: Any) -> list[torch.Size]:

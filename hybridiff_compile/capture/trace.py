@@ -16,9 +16,10 @@ from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
 from hybridiff_compile.capture.exporting import export, quietly
 from hybridiff_compile.capture.prediction import Form
-from hybridiff_compile.capture.rows import ways_to_halve
+from hybridiff_compile.capture.rows import FACTOR, rows_of, ways_to_halve
 from hybridiff_compile.capture.state import kept
 from hybridiff_compile.capture.step import step_program
+from hybridiff_compile.capture.take_rows import take_rows
 from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.ir import StepProgram
 
@@ -38,11 +39,19 @@ class Captured:
             input for each part, `<name>_u` and `<name>_c`; every other one is one object for all
             rows. Empty where all parts were captured together, or are calls of their own.
         form: of the answer that the pipeline expects.
+        is_taken: each part has a graph of its own, taken out of that of the whole batch.
     """
 
     program: StepProgram
     rows: Rows
     form: Form
+    is_taken: bool = False
+
+    def compute(self, call: DenoiserCall) -> torch.Tensor:
+        """The prediction of a call's batch, part by part, as the captured step makes it."""
+        values = Branches.of_batch(call, self.rows).inputs()
+        (step,), (contract,) = self.program.graphs, self.program.contracts
+        return step(*(values[n] for n in contract.inputs))["prediction"]
 
 
 def capture(
@@ -74,7 +83,44 @@ def capture(
 
     if together or answer is None:
         return attempt({} if together else call.rows_by_shape())
-    return first_that_holds(attempt, ways_to_halve(denoiser, call, answer))
+    try:
+        return first_that_holds(attempt, ways_to_halve(denoiser, call, answer))
+    except CaptureError as e:
+        return capture_taken(denoiser, call, answer, e)
+
+
+def capture_taken(
+    denoiser: nn.Module, call: DenoiserCall, answer: Any, refused: CaptureError
+) -> Captured:
+    """Trace a denoiser's batched call, and take each part out of its graph; see `take_rows`.
+
+    That is for one that cannot compute a part by itself, as it cuts its batch by what rows mean.
+
+    Args:
+        denoiser: the module, with its own forward in place; it is left as it was.
+        call: of a batch of several parts.
+        answer: what the denoiser returned to it.
+        refused: why it cannot compute the parts.
+
+    Raises:
+        CaptureError: `refused`, if this fails as well.
+    """
+    name = type(denoiser).__name__
+    form, (rows, _) = Form.of(answer, name), rows_of(denoiser, call, answer)
+    try:
+        with kept(denoiser), quietly():
+            batched, _ = export(denoiser, call)
+            wide, _ = export(denoiser, call.repeated(FACTOR, rows))
+        of = Branches.of_batch(call, rows)
+        wanted = torch.arange(call.rows).chunk(len(of.calls))
+        parts = [take_rows(batched, wide, FACTOR, part.tolist()) for part in wanted]
+        program = step_program(parts, of.names, of.inputs_of)
+        captured = Captured(program, rows, form, is_taken=True)
+        _compare(captured, denoiser, call, form.pack(answer))
+    except CaptureError as e:
+        logger.debug("its parts cannot be taken out of its batch's graph: %s", e)
+        raise refused from e
+    return captured
 
 
 def capture_step(denoiser: nn.Module, step: Branches, answers: Sequence[Any]) -> Captured:
@@ -162,16 +208,10 @@ def _compare(
     captured: Captured, denoiser: nn.Module, call: DenoiserCall, expected: torch.Tensor
 ) -> None:
     """Refuse a captured step that, of the call's own values, makes another prediction."""
-    (step,), (contract,) = captured.program.graphs, captured.program.contracts
-
-    def compute(call: DenoiserCall) -> torch.Tensor:
-        values = Branches.of_batch(call, captured.rows).inputs()
-        return step(*(values[n] for n in contract.inputs))["prediction"]
-
     if captured.rows:
-        check_halves(denoiser, call, captured.rows, expected, compute)
+        check_halves(denoiser, call, captured.rows, expected, captured.compute)
         return
     name = type(denoiser).__name__
     with torch.no_grad(), halving(name):
-        result = compute(call)
+        result = captured.compute(call)
     check_same(result, expected, name, together=True)
