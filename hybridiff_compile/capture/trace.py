@@ -113,7 +113,8 @@ def capture_taken(
             wide, _ = export(denoiser, call.repeated(FACTOR, rows))
         of = Branches.of_batch(call, rows)
         wanted = torch.arange(call.rows).chunk(len(of.calls))
-        parts = [take_rows(batched, wide, FACTOR, part.tolist()) for part in wanted]
+        with halving(name, "a part of its batch's graph"):
+            parts = [take_rows(batched, wide, FACTOR, part.tolist()) for part in wanted]
         program = step_program(parts, of.names, of.inputs_of)
         captured = Captured(program, rows, form, is_taken=True)
         _compare(captured, denoiser, call, form.pack(answer))

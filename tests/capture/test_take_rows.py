@@ -146,7 +146,85 @@ class Every(Perturbed):
         return super().cut(torch.cat([h[::3], h[1::3], h[2::3]]))
 
 
-@pytest.mark.parametrize("kind", [Mean, Rolled, Counted, Borrowed, Every])
+class Within(Perturbed):
+    """Cuts its pictures, of five, in the midst of one."""
+
+    def cut(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        plain, perturbed = super().cut(h)
+        many = plain.reshape(-1, 16)
+        return torch.cat([many[:7], many[7:]]).view(plain.shape), perturbed
+
+
+class Beside(Perturbed):
+    """Puts something of no row beside the rows."""
+
+    def cut(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().cut(torch.cat([h, torch.zeros(1, 5, 16)])[: h.shape[0]])
+
+
+class ByCount(Perturbed):
+    def cut(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().cut(h.sin() if h.shape[0] > 6 else h.cos())
+
+
+class Scaled(Perturbed):
+    def cut(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().cut(h * (1 / h.shape[0]))
+
+
+class Divided(Perturbed):
+    def cut(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().cut(h / h.shape[0])
+
+
+class Kept(Perturbed):
+    def cut(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().cut(h * torch.tensor([[[1.0 + i]] for i in range(h.shape[0])]))
+
+
+class Twice(Perturbed):
+    def cut(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = torch.cat([h.reshape(h.shape[0] * 5, 16), h[:, 0]])
+        return super().cut(pairs[: h.shape[0] * 5].view(h.shape))
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Mean, "something of all rows together"),
+        (Borrowed, "with different rows at once"),
+        (Every, "leaves others between them"),
+        (Within, "within a row"),
+        (Beside, "rows together with something else|in two dimensions"),
+        (ByCount, "otherwise for another size"),
+        (Scaled, "becomes .* in a larger batch"),
+        (Kept, "a constant for each row"),
+        (Twice, "rows of several sizes"),
+    ],
+)
+def test_what_cannot_be_told_apart_by_shapes_says_why(kind, why):
+    denoiser, call = toy.seeded(kind), call_of(6)
+    batched, _ = export(denoiser, call)
+    wide, _ = export(denoiser, call.repeated(FACTOR, ROWS))
+    with pytest.raises(CaptureError, match=why):
+        take_rows(batched, wide, FACTOR, [0, 1, 2])
+
+
+def test_a_part_that_takes_less_than_a_row_of_a_value_is_none():
+    class Thirds(nn.Module):
+        def forward(
+            self, sample: torch.Tensor, t: torch.Tensor, text: torch.Tensor
+        ) -> torch.Tensor:
+            return sample + t + text.sum(1)[:, None].expand(-1, 5, -1).roll(sample.shape[0] // 3, 0)
+
+    denoiser, call = toy.seeded(Thirds), call_of(6)
+    batched, _ = export(denoiser, call)
+    wide, _ = export(denoiser, call.repeated(FACTOR, ROWS))
+    with pytest.raises(CaptureError, match="2 is not a whole number of rows|becomes"):
+        take_rows(batched, wide, FACTOR, [0])
+
+
+@pytest.mark.parametrize("kind", [Mean, Rolled, Counted, Borrowed, Every, Divided])
 @pytest.mark.parametrize("rows", [3, 6])
 def test_rows_that_depend_on_others_are_not_taken_for_rows_of_their_own(kind, rows):
     denoiser, call = toy.seeded(kind), call_of(rows)
