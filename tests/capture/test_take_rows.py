@@ -220,7 +220,7 @@ def test_a_part_that_takes_less_than_a_row_of_a_value_is_none():
     denoiser, call = toy.seeded(Thirds), call_of(6)
     batched, _ = export(denoiser, call)
     wide, _ = export(denoiser, call.repeated(FACTOR, ROWS))
-    with pytest.raises(CaptureError, match="2 is not a whole number of rows|becomes"):
+    with pytest.raises(CaptureError, match=r"2 is not a whole number of rows|becomes"):
         take_rows(batched, wide, FACTOR, [0])
 
 
