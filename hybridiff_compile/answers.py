@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hybridiff_compile.capture import listed
 from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.config import Config, SwitchSettings
@@ -17,7 +18,7 @@ from hybridiff_compile.looking import check_doubled, uneven
 from hybridiff_compile.runtime import sampler
 from hybridiff_compile.runtime.driver import threads
 from hybridiff_compile.runtime.run import Run
-from hybridiff_compile.ways import AsItIs, OneDevice
+from hybridiff_compile.way import AsItIs, OneDevice
 
 
 class Answers:
@@ -100,22 +101,29 @@ class Answers:
         run, step = self._run, denoiser.calls.assumed(call)
         if self._here.is_dry and self._config.gpus == 1:
             self.one_rank("denoiser call", "gpus=1 runs the denoiser as it is")
-        has_steps = call.parts > 1 or step is not None or self._config.mode == "hybrid"
+        is_list, mode = len(listed.pictures(call)) > 1, self._config.mode
+        has_steps = call.parts > 1 or is_list or step is not None or mode == "hybrid"
         if has_steps and not (run.done or self._here.is_apart):
             # Before anything is traced: it may be refused.
             run.wanted = self._config.switching(self._family, sampler.num_steps(self._pipe))
         if step is not None:
             way = denoiser.way_of_step(step)
             if not isinstance(way, AsItIs):
-                return self._compute(denoiser, step, way, as_asked, forward)
+                answers = self._compute(denoiser, step, way, forward)
+                if not answers:
+                    return False, as_asked()
+                denoiser.calls.answered(step, answers)
+                return True, answers[0]
             self.one_rank("pipeline's calls, one by one", way.reason)
             denoiser.calls.are_apart = True
         is_whole = denoiser.is_whole(call)
-        if not (is_whole or (denoiser.calls.are_apart and call.parts > 1)):
+        if not (is_whole or (denoiser.calls.are_apart and (call.parts > 1 or is_list))):
             return False, denoiser.ways.as_it_is(call, as_asked)
         way, answer = denoiser.way(call, as_asked, is_whole=is_whole)
         if not isinstance(way, AsItIs):
-            return self._compute(denoiser, Branches((call,)), way, as_asked, forward)
+            step = listed.parts(call) if is_list else Branches((call,))
+            answers = self._compute(denoiser, step, way, forward)
+            return bool(answers), listed.merged(answers) if answers else as_asked()
         self.one_rank("denoiser call", way.reason)
         return False, as_asked() if answer is None else answer
 
@@ -124,10 +132,9 @@ class Answers:
         denoiser: Denoiser,
         step: Branches,
         way: Entry | OneDevice,
-        as_asked: Callable[[], Any],
         forward: Callable[..., Any],
-    ) -> tuple[bool, Any]:
-        """Answer all calls of a step, the first of them now; see `_share`."""
+    ) -> list[Any]:
+        """The answers to all calls of a step; [] if they are those of another denoiser."""
         run = self._run
         if not run.done:
             run.begin(run.wanted, self._pipe)
@@ -141,9 +148,8 @@ class Answers:
         if isinstance(way, Entry) and denoiser.ways.has_denoiser_changed():
             run.withdraw()
             self.one_rank("denoiser call", denoiser.ways.while_changed(step).reason)
-            return False, as_asked()
-        denoiser.calls.answered(step, answers)
-        return True, answers[0]
+            return []
+        return answers
 
     def _begin(self, denoiser: Denoiser, call: DenoiserCall) -> None:
         """At the first call of a run: some pipelines set their denoiser otherwise for each."""

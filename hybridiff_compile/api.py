@@ -179,8 +179,8 @@ def export(
         )
     if any(entry.calls for entry in session.entries):
         raise ConfigError(
-            "this pipeline makes several calls a step of its denoiser, and a package holds "
-            "programs of one call; use the model itself."
+            "this pipeline's branches are calls of their own, or pictures in a list, and a package "
+            "holds programs of one batch; use the model itself."
         )
     if format == "onnx" and any(entry.is_taken for entry in session.entries):
         raise ConfigError(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hybridiff_compile.capture import listed
 from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Signature
 from hybridiff_compile.capture.pattern import StepCalls
@@ -32,7 +33,8 @@ from hybridiff_compile.runtime.driver import one_thread
 from hybridiff_compile.runtime.fleet import Start
 from hybridiff_compile.runtime.route import Route
 from hybridiff_compile.runtime.run import Run
-from hybridiff_compile.ways import Asked, OneDevice, Way, Ways
+from hybridiff_compile.way import Asked, OneDevice, Way
+from hybridiff_compile.ways import Ways
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ class Denoiser:
         """
         signature = call.signature()
         if signature not in self._is_doubled:
-            self._is_doubled[signature] = call.is_doubled()
+            self._is_doubled[signature] = call.is_doubled() or listed.are_repeated(call)
         return self._is_doubled[signature] or self._is_single.get(signature, False)
 
     def learn(self, step: Sequence[DenoiserCall]) -> None:
@@ -107,6 +109,8 @@ class Denoiser:
     ) -> tuple[Way, Any]:
         """How a call is answered, and its answer if finding that out gave one; see `Ways.of`."""
         strict, asked = self._here.is_dry or self._config.mode == "asyncdiff", self._asked
+        if len(listed.pictures(call)) > 1:
+            return self.ways.of_list(asked, call, batched, strict=strict)
         if call.parts == 1 and is_whole and self._config.mode == "hybrid":
             asked = Asked.WHOLE  # nothing to split; steps can be skipped
         return self.ways.of(asked, call, batched, strict=strict)
@@ -150,9 +154,9 @@ class Denoiser:
         mode = self._config.mode
         if mode in ("paper", "guided") and len(entry.programs) == 1 and not run.declined:
             run.decline(
-                f"mode={mode!r} pipelines a batch of two branches, and this pipeline calls its "
-                f"denoiser for {run.branches} branches"
-                + (" one after the other" if entry.calls else "")
+                f"mode={mode!r} pipelines a batch of two branches that are computed alike, and the "
+                f"{run.branches} branches here are "
+                + ("calls of their own" if entry.calls else "no such batch")
             )
 
     def _together(self, run: Run, step: Branches, entry: Entry) -> Callable[[Phase], torch.Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.differing import of_another_picture
+from hybridiff_compile.capture.listed import pictures
 from hybridiff_compile.capture.state import left_behind
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.here import random_numbers_kept
@@ -19,9 +20,10 @@ def uneven(call: DenoiserCall) -> str:
     """Why the rows of a call cannot be halved; "" if they can."""
     if call.parts > 1:
         return ""
-    if call.is_listed:
-        return "its pictures are a list of tensors, not the rows of one, which ranks share"
-    if call.rows == 1:
+    alone = len(pictures(call)) == 1
+    if call.is_listed and not alone:
+        return "its pictures are lists in a list, which ranks do not share"
+    if call.rows == 1 or alone:
         return (
             "it is called once a step with a batch of 1, so there is nothing to split (the model "
             "does not guide, or its guidance is an input). mode='hybrid' still skips steps. "

@@ -1,69 +1,29 @@
-"""The ways in which a denoiser call can be answered, and why a denoiser bears only the plainest."""
+"""How each denoiser call is answered, and why a denoiser bears only the plainest way."""
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from hybridiff_compile.capture.apart import run_apart
+from hybridiff_compile.capture import listed
+from hybridiff_compile.capture.apart import check_listed
 from hybridiff_compile.capture.branches import Branches
-from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
+from hybridiff_compile.capture.call import DenoiserCall, Signature
 from hybridiff_compile.capture.fingerprint import Watch
-from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.state import kept
-from hybridiff_compile.capture.trace import Captured, capture_taken, rows_of_halves
+from hybridiff_compile.capture.trace import capture_taken, rows_of_halves
 from hybridiff_compile.entry import Entry
 from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.here import random_numbers_kept, random_numbers_now
 from hybridiff_compile.looking import look, uneven
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.runtime.route import Route
-
-
-@dataclass(frozen=True)
-class AsItIs:
-    """One rank runs the call as the pipeline made it, and nothing is known of it.
-
-    Attributes:
-        reason: why, as a user is told.
-    """
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class OneDevice:
-    """This device computes the prediction of all rows.
-
-    Attributes:
-        rows: where they are: each part of them in a call of its own. Empty: calls as they are.
-        taken: computes the parts, where the denoiser itself cannot.
-    """
-
-    rows: Rows
-    taken: Captured | None = None
-
-    def compute(
-        self, denoiser: nn.Module, step: Branches, forward: Callable[..., Any]
-    ) -> tuple[torch.Tensor, Form, list[int]]:
-        """The prediction of a step, the form of the denoiser's answers, and the rows of each."""
-        name = type(denoiser).__name__
-        if self.taken is not None:
-            prediction = self.taken.compute(*step.calls)
-            return prediction, self.taken.form, [len(prediction)]
-        if not self.rows:
-            return run_apart(name, step, forward)
-        (call,) = step.calls
-        prediction, form, rows = run_apart(name, Branches.of_batch(call, self.rows), forward)
-        return prediction, form, [sum(rows)]
-
+from hybridiff_compile.way import AsItIs, Asked, OneDevice, Way
 
 #: Calls of one run that differ in constants only and are captured; a pipeline that is given other
 #: numbers for some of its steps (a scale of skipped layers) has a few.
@@ -73,17 +33,6 @@ _MOST_ALIKE = 4
 _MOST_CHANGES = 8
 
 _NOT_SEEN = "one of a step's calls was not looked at before"
-
-#: With an entry, the ranks compute it.
-Way = Entry | OneDevice | AsItIs
-
-
-class Asked(enum.Enum):
-    """What a session wants of a call: of all ranks, of this device half by half, or as a whole."""
-
-    RANKS = enum.auto()
-    HALVES = enum.auto()
-    WHOLE = enum.auto()
 
 
 class Ways:
@@ -228,6 +177,28 @@ class Ways:
                 known = self._found[place] = AsItIs(str(e))
                 self.look_again()  # an export that fails may leave something of no meaning
         return known
+
+    def of_list(
+        self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], *, strict: bool
+    ) -> tuple[Way, Any]:
+        """How a call of several pictures in a list is answered; see `of`."""
+        step = listed.parts(call)
+        if (asked, _place(step)) in self._found or self.has_denoiser_changed():
+            return self.of_step(asked, step, strict=strict), None
+        answer = self.as_it_is(call, batched)
+        with random_numbers_kept(device_of(self._route.denoiser)):
+            reason = self._looked[call.signature()] or self._not_together(step, answer)
+            self._looked |= {part.signature(): reason for part in step.calls}
+            return self.of_step(asked, step, strict=strict), answer
+
+    def _not_together(self, step: Branches, answer: Any) -> str:
+        """Why the parts of a list, computed apart, are not the whole; "" if they are."""
+        try:
+            with self._trying() as denoiser, kept(denoiser), torch.no_grad():
+                check_listed(denoiser, step, answer)
+        except CaptureError as e:
+            return str(e)
+        return ""
 
     def _find_step(self, asked: Asked, step: Branches) -> Way:
         for call in step.calls:

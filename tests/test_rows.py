@@ -11,7 +11,7 @@ import torch
 
 import hybridiff_compile
 from hybridiff_compile.capture.call import DenoiserCall
-from hybridiff_compile.ways import uneven
+from hybridiff_compile.looking import uneven
 from tests import pipelines
 from tests.reference import branches_apart
 
@@ -65,11 +65,9 @@ def test_three_unguided_pictures_are_shared_as_three_parts(exact: Any, plain: An
 def test_pictures_in_a_list_are_not_taken_for_rows() -> None:
     """As Z-Image: each picture is a tensor [channels, frames, height, width] of its own."""
     pictures = [torch.randn(16, 1, 8, 8) for _ in range(2)]
-    call = DenoiserCall.of(("x", "t"), (pictures, torch.ones(2)), {})
-    assert call.rows == 0
-    assert uneven(call) == (
-        "its pictures are a list of tensors, not the rows of one, which ranks share"
-    )
+    assert DenoiserCall.of(("x", "t"), (pictures, torch.ones(2)), {}).rows == 0
+    nested = DenoiserCall.of(("x", "t"), ([pictures, pictures], torch.ones(2)), {})
+    assert uneven(nested) == "its pictures are lists in a list, which ranks do not share"
 
 
 def test_paper_pipelines_no_rows_that_are_not_guided(

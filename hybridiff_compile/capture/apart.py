@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Rows
 from hybridiff_compile.capture.differing import same, with_other_half
+from hybridiff_compile.capture.listed import merged
 from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.state import kept
 from hybridiff_compile.capture.widened import HALF, Widened
@@ -56,6 +58,24 @@ def run_apart(
     form = Form.of(outputs[0], name)
     packed = [form.pack(output) for output in outputs]
     return torch.cat(packed), form, [one.shape[0] for one in packed]
+
+
+def check_listed(denoiser: nn.Module, step: Branches, answer: Any) -> None:
+    """Refuse parts of a list of pictures that do not add up to the answer to the whole list.
+
+    Raises:
+        CaptureError: they differ by more than rounding, or cannot be computed.
+    """
+    name = type(denoiser).__name__
+    answers = []
+    with halving(name, "a part of its pictures"):
+        for call in step.calls:
+            positional, keyword = call.arguments
+            answers.append(denoiser(*positional.values(), **keyword))
+    pairs = zip(pytree.tree_leaves(merged(answers)), pytree.tree_leaves(answer), strict=True)
+    for result, expected in pairs:
+        if isinstance(expected, torch.Tensor):
+            check_same(result, expected, name)
 
 
 def check_halves(
