@@ -43,6 +43,7 @@ class Answers:
     ) -> None:
         self._pipe, self._run, self._here, self._say = pipe, run, here, say
         self._config, self._family = config, family
+        self._is_counted = False  # the step under way, as one of the run's
 
     def answer(
         self,
@@ -67,18 +68,19 @@ class Answers:
             # A guider has set it otherwise for this call of the step: it is not one of the others.
             self.one_rank("denoiser call", denoiser.ways.while_changed(Branches((call,))).reason)
             run.extra += run.returned is not None
+            calls.note_other()
             return as_asked()
         if calls.awaits(call):
             return calls.answer()
         if calls.surprise:
-            run.withdraw()
-            run.unguided += 1
+            self._withdraw()
             self._say(f"one rank runs a denoiser call: {calls.not_as_assumed}")
         if not calls.under_way:
             self._begin(denoiser, call)
         calls.note(call)
         if calls.is_first:
-            denoiser.learn(calls.last)
+            self._is_counted = False
+            denoiser.learn(calls.last_known)
         is_foreseen, answer = self._share(denoiser, call, as_asked, forward)
         if not is_foreseen:
             run.unguided += calls.is_first
@@ -106,18 +108,16 @@ class Answers:
         if has_steps and not (run.done or self._here.is_apart):
             # Before anything is traced: it may be refused.
             run.wanted = self._config.switching(self._family, sampler.num_steps(self._pipe))
-        if step is not None:
-            way = denoiser.way_of_step(step)
-            if not isinstance(way, AsItIs):
-                answers = self._compute(denoiser, step, way, forward)
-                if not answers:
-                    return False, as_asked()
-                denoiser.calls.answered(step, answers)
-                return True, answers[0]
-            self.one_rank("pipeline's calls, one by one", way.reason)
-            denoiser.calls.are_apart = True
+        if step is not None and (answers := self._foreseen(denoiser, step, forward)) is not None:
+            return bool(answers), answers[0] if answers else as_asked()
+        if not (denoiser.calls.is_first or denoiser.calls.are_apart):
+            if self._is_counted:  # as a step of one call
+                self._withdraw()
+            return False, denoiser.ways.as_it_is(call, as_asked)
         is_whole = denoiser.is_whole(call)
         if not (is_whole or (denoiser.calls.are_apart and (call.parts > 1 or is_list))):
+            if reason := self._unforeseen(denoiser):
+                self.one_rank("pipeline's calls, one by one", reason)
             return False, denoiser.ways.as_it_is(call, as_asked)
         way, answer = denoiser.way(call, as_asked, is_whole=is_whole)
         if not isinstance(way, AsItIs):
@@ -126,6 +126,19 @@ class Answers:
             return bool(answers), listed.merged(answers) if answers else as_asked()
         self.one_rank("denoiser call", way.reason)
         return False, as_asked() if answer is None else answer
+
+    def _foreseen(
+        self, denoiser: Denoiser, step: Branches, forward: Callable[..., Any]
+    ) -> list[Any] | None:
+        """The answers to all calls of a step; [] as in `_compute`; None if one by one."""
+        way = denoiser.way_of_step(step)
+        if isinstance(way, AsItIs):
+            self.one_rank("pipeline's calls, one by one", way.reason)
+            denoiser.calls.are_apart = True
+            return None
+        if answers := self._compute(denoiser, step, way, forward):
+            denoiser.calls.answered(step, answers)
+        return answers
 
     def _compute(
         self,
@@ -149,7 +162,29 @@ class Answers:
             run.withdraw()
             self.one_rank("denoiser call", denoiser.ways.while_changed(step).reason)
             return []
+        self._is_counted = True
         return answers
+
+    def _withdraw(self) -> None:
+        """The step under way is no step of the run: its calls are answered as they are."""
+        self._run.withdraw()
+        self._run.unguided += 1
+        self._is_counted = False
+
+    def _unforeseen(self, denoiser: Denoiser) -> str:
+        """Why the calls of this run's steps are not foreseen; "" if that is not known."""
+        calls = denoiser.calls
+        if calls.have_moved:
+            return (
+                "each of a step's calls is of another noisy picture, and a later one is not known "
+                "before it is made"
+            )
+        if calls.strange:
+            return (
+                f"its argument {calls.strange} is another one at each step, and a program is made "
+                "for one; a tensor of one shape in its place would be an input"
+            )
+        return ""
 
     def _begin(self, denoiser: Denoiser, call: DenoiserCall) -> None:
         """At the first call of a run: some pipelines set their denoiser otherwise for each."""

@@ -62,11 +62,15 @@ class Denoiser:
         self.has_captured = False
         self._here, self._config, self._captures = here, config, 0
         self._is_doubled: dict[Signature, bool] = {}
+        #: By the first call of a step: whether each step so far was that call alone; and the last
+        #: one of this run.
         self._is_single: dict[Signature, bool] = {}
+        self._is_single_now: dict[Signature, bool] = {}
 
     def begin(self) -> StepCalls:
         """A run begins; returns its calls."""
         self.calls = StepCalls()
+        self._is_single_now.clear()
         self.ways.begin()
         if self.ranks.driver is not None:
             self.ranks.driver.agree()
@@ -91,18 +95,26 @@ class Denoiser:
     def is_whole(self, call: DenoiserCall) -> bool:
         """Whether a step is known to be one call like this, so that ranks may share its rows.
 
-        A picture of equal parts is one of all branches: that is seen at once. Anything else is
-        known from a step that is over. Waits for the device, once.
+        The run's last step that began so tells. At a run's first step, a picture of equal parts is
+        one of all branches, unless such a call was one of several before; any other is known from
+        earlier runs. Waits for the device, once.
         """
         signature = call.signature()
+        if self.calls.have_moved and call.parts == 1:
+            return False
+        if signature in self._is_single_now:
+            return self._is_single_now[signature]
         if signature not in self._is_doubled:
             self._is_doubled[signature] = call.is_doubled() or listed.are_repeated(call)
-        return self._is_doubled[signature] or self._is_single.get(signature, False)
+        return self._is_single.get(signature, self._is_doubled[signature])
 
     def learn(self, step: Sequence[DenoiserCall]) -> None:
         """Take all calls of a step that is over, if there was one."""
         for first in step[:1]:
-            self._is_single[first.signature()] = len(step) == 1
+            signature, single = first.signature(), len(step) == 1
+            if first.parts > 1 or self.calls.are_lone:
+                self._is_single_now[signature] = single
+                self._is_single[signature] = single and self._is_single.get(signature, True)
 
     def way(
         self, call: DenoiserCall, batched: Callable[[], Any], *, is_whole: bool

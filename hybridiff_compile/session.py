@@ -138,7 +138,7 @@ class Session:
                 with watched(run, self.config.mode, self._pipe, say), _turn(fit, answers):
                     yield
                 for denoiser in fit:
-                    denoiser.learn(denoiser.calls.under_way)
+                    denoiser.learn(denoiser.calls.known)
                 mode = "exact" if self.here.is_apart else self.config.mode
                 drivers = [d.ranks.driver for d in self.denoisers.values()]
                 self.report = run.report(mode, traffic.after(drivers), before)

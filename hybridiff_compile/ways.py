@@ -32,8 +32,6 @@ _MOST_ALIKE = 4
 #: Calls in a row with another denoiser, after which it is taken for that for the rest of a run.
 _MOST_CHANGES = 8
 
-_NOT_SEEN = "one of a step's calls was not looked at before"
-
 
 class Ways:
     """The way of each signature, found by trying it once."""
@@ -187,7 +185,7 @@ class Ways:
             return self.of_step(asked, step, strict=strict), None
         answer = self.as_it_is(call, batched)
         with random_numbers_kept(device_of(self._route.denoiser)):
-            reason = self._looked[call.signature()] or self._not_together(step, answer)
+            reason = self._looked.get(call.signature()) or self._not_together(step, answer)
             self._looked |= {part.signature(): reason for part in step.calls}
             return self.of_step(asked, step, strict=strict), answer
 
@@ -201,17 +199,31 @@ class Ways:
         return ""
 
     def _find_step(self, asked: Asked, step: Branches) -> Way:
-        for call in step.calls:
-            if reason := call.opaque() or self._looked.get(call.signature(), _NOT_SEEN):
-                return AsItIs(reason)
-        if asked is not Asked.RANKS:
-            return OneDevice({})
-        device = device_of(self._route.denoiser)
+        device, answers = device_of(self._route.denoiser), list[Any]()
         with random_numbers_kept(device):
-            with self._trying() as denoiser, kept(denoiser), torch.no_grad():
-                given = (call.arguments for call in step.calls)
-                answers = [denoiser(*some.values(), **rest) for some, rest in given]
+            for call in step.calls:
+                if reason := call.opaque() or self._looked.get(call.signature(), ""):
+                    return AsItIs(reason)
+                answers.append(self._looked_at(call))
+                if reason := self._looked[call.signature()]:
+                    return AsItIs(reason)
+            if asked is not Asked.RANKS:
+                return OneDevice({})
             return self._capture(step, answers)
+
+    def _looked_at(self, call: DenoiserCall) -> Any:
+        """What the denoiser makes of a call of its own; whether it has state is known then."""
+        positional, keyword = call.arguments
+        with self._trying() as denoiser, kept(denoiser), torch.no_grad():
+
+            def run() -> Any:
+                return denoiser(*positional.values(), **keyword)
+
+            if call.signature() in self._looked:
+                return run()
+            answer, reason = look(denoiser, call, run, device_of(denoiser))
+        self._looked[call.signature()] = reason
+        return answer
 
     def while_changed(self, step: Branches) -> AsItIs:
         """How calls are answered once the denoiser is another one than at the run's begin."""

@@ -41,8 +41,9 @@ class LinkRanks(Pass):
             zip(program.graphs, program.contracts, strict=True)
         ):
             after = clone(module)
-            for name, src in contract.imports:
-                _receive(after.graph, name, src, rank, tags[name])
+            first = next(n for n in after.graph.nodes if n.op != "placeholder")
+            for name, src in contract.imports:  # in the order in which they are sent
+                _receive(after.graph, name, src, rank, tags[name], first)
             for name, dst in contract.exports:
                 _send(after.graph, name, rank, dst, tags[name])
             graphs.append(after)
@@ -52,11 +53,11 @@ class LinkRanks(Pass):
         )
 
 
-def _receive(graph: fx.Graph, name: str, src: int, rank: int, tag: int) -> None:
+def _receive(graph: fx.Graph, name: str, src: int, rank: int, tag: int, first: fx.Node) -> None:
     placeholder = next(n for n in graph.nodes if n.op == "placeholder" and n.name == name)
     value = placeholder.meta["val"]
     readers = list(placeholder.users)
-    with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
+    with graph.inserting_before(first):
         args = (list(value.shape), value.dtype, value.device, src, tag, ops.group_name(src, rank))
         posted = graph.create_node("call_function", ops.RECV, args, name=f"recv_{name}")
     with graph.inserting_before(next(n for n in graph.nodes if n in readers)):

@@ -22,6 +22,21 @@ from hybridiff_compile.layout import Kept, is_same, writes
 _MOST_SURPRISES = 2
 
 
+# After so many steps, a scheduler that has told of none tells of none.
+_ENOUGH = 4
+
+# So many steps of a run that began otherwise than those before are no change of size, say.
+_MOST_STRANGE = 3
+
+
+def other_argument(before: DenoiserCall, call: DenoiserCall) -> str:
+    """The first argument that has another shape, or is another number; "" if none is."""
+    if call.names != before.names:
+        return next(iter({*call.names} ^ {*before.names}), "the nesting of its arguments")
+    pairs = zip(call.names, before.signature()[1], call.signature()[1], strict=True)
+    return next((name for name, one, other in pairs if one != other), "")
+
+
 @dataclass(frozen=True)
 class Held:
     """A call, and how often its tensors had been written when it was made."""
@@ -76,23 +91,29 @@ class StepCalls:
             not.
         last: all calls of the step before.
         are_apart: no step is foreseen: each call is answered by itself.
+        have_moved: the scheduler's last step had calls of several noisy pictures; each begins one.
+        strange: the argument in which steps began otherwise than those before, several times; "".
     """
 
     def __init__(self) -> None:
-        self.surprise = ""
+        self.surprise = self.strange = ""
         self.last: tuple[DenoiserCall, ...] = ()
-        self.are_apart = False
+        self.are_apart = self.have_moved = False
         self._surprises = 0
         self._first: Held | None = None  # of the step under way
         self._calls: list[DenoiserCall] = []  # of it, so far
         self._shared: list[frozenset[str]] = []  # what each has in common with the first
         self._last_shared: tuple[frozenset[str], ...] = ()
         self._awaited: list[tuple[Held, Any]] = []  # calls that are answered already
-        self._is_over = True
+        self._is_over, self._has_ended = True, False  # the step; any step, as the scheduler tells
+        self._others, self._last_others = 0, 0  # calls that are not of the step's own
+        self._stranger = self._begun = 0  # steps that began otherwise; all of them
+        self._pictures = 0  # since the scheduler's last step
 
     def end_step(self) -> None:
         """The scheduler was given what the pipeline made of the calls so far."""
-        self._is_over = True
+        self._is_over = self._has_ended = True
+        self.have_moved, self._pictures = self._pictures > 1, 0
 
     @property
     def under_way(self) -> Sequence[DenoiserCall]:
@@ -103,6 +124,21 @@ class StepCalls:
     def is_first(self) -> bool:
         """Whether the call that was noted last begins a step."""
         return len(self._calls) == 1
+
+    @property
+    def are_lone(self) -> bool:
+        """Whether a call that begins a step is known not to be one of several of other pictures."""
+        return not self.have_moved and (self._has_ended or self._begun > _ENOUGH)
+
+    @property
+    def last_known(self) -> tuple[DenoiserCall, ...]:
+        """`last`, if that is all that there was of that step; otherwise ()."""
+        return () if self._last_others else self.last
+
+    @property
+    def known(self) -> tuple[DenoiserCall, ...]:
+        """The same of the step under way."""
+        return () if self._others else tuple(self._calls)
 
     @property
     def not_as_assumed(self) -> str:
@@ -147,10 +183,18 @@ class StepCalls:
         self._shared.append(self._last_shared[len(self._shared)])
         return answer
 
+    def note_other(self) -> None:
+        """Take a call within a step that is of another denoiser, so to say; see `answers`."""
+        self._others += 1
+
     def note(self, call: DenoiserCall) -> None:
         """Take a call that is not awaited."""
         if self.begins_step(call):
+            self.have_moved |= self._has_ended and not self._is_over
+            self._pictures += 1
             self.last, self._last_shared = tuple(self._calls), tuple(self._shared)
+            self._others, self._last_others = 0, self._others
+            self._begun += 1
             self._first, self._calls, self._shared = Held.of(call), [call], [frozenset(call.names)]
             self._is_over = False
             return
@@ -168,6 +212,9 @@ class StepCalls:
         if not (self.is_first and others and first) or self.are_apart:
             return None
         if call.signature() != first.signature():
+            self._stranger += 1
+            if self._stranger >= _MOST_STRANGE:
+                self.strange = other_argument(first, call)
             return None
         now = dict(zip(call.names, call.leaves, strict=True))
         calls = [call]
