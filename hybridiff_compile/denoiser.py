@@ -159,6 +159,8 @@ class Denoiser:
             key = hash((id(self), step.signature()))
             prediction = run.step(key, here, inputs)
             run.last_key, (form, rows) = key, run.spec
+        if run.forecast is not None:  # which keeps it, and a pipeline may write into its answers
+            prediction = prediction.clone()
         return [form.unpack(part) for part in prediction.split(rows)]
 
     def _decline(self, run: Run, entry: Entry) -> None:

@@ -14,6 +14,7 @@ from hybridiff_compile.capture.listed import pictures
 from hybridiff_compile.capture.state import left_behind
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.here import random_numbers_kept
+from hybridiff_compile.layout import writes
 
 
 def uneven(call: DenoiserCall) -> str:
@@ -52,8 +53,15 @@ def look(
         with random_numbers_kept(device):
             denoiser(*positional.values(), **keyword)
 
+    counts = {name: writes(tensor) for name, tensor in call.tensors().items()}
     with torch.no_grad():
         answer, changing = left_behind(denoiser, batched, again)
+    written = [name for name, tensor in call.tensors().items() if writes(tensor) != counts[name]]
+    if written:
+        return answer, (
+            f"{type(denoiser).__name__} writes into its argument {written[0]} when it is called, "
+            "which a program of one call cannot follow"
+        )
     if not changing:
         return answer, ""
     return answer, (

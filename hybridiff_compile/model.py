@@ -88,12 +88,12 @@ class Model:
         return Progress(run.index - 1, num_steps(self.pipe), last_kind(run.done, run.index))
 
     def verify(
-        self, prompt: Any, *, seeds: Sequence[int] = (0,), **call: Any
+        self, prompt: Any = None, *, seeds: Sequence[int] = (0,), **call: Any
     ) -> verification.Verification:
         """Compare this model's pictures with those of one device, made here by the same weights.
 
         Args:
-            prompt: as the pipeline takes it.
+            prompt: as the pipeline takes it; None where `call` has prompt_embeds.
             seeds: one call each, of the model and of one device that runs the two branches one
                 after the other.
             call: further keywords of the pipeline's call. `output_type="latent"` compares latents

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature, parts_in
+from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature, parts_in, unused
 from hybridiff_compile.ir import branch_names
 
 
@@ -39,6 +39,7 @@ class Branches:
         input for each branch that has another tensor: `<name>_<branch>`.
         """
         tensors = [call.tensors() for call in self.calls]
+        arguments = {name for own in tensors for name in own}
         found: list[dict[str, str]] = []
         for branch, own in zip(self.names, tensors, strict=True):
             names = {}
@@ -51,7 +52,7 @@ class Branches:
                     for other, inputs in zip(tensors, found, strict=False)
                     if name in inputs and other[name] is tensor
                 )
-                names[name] = next(known, f"{name}_{branch}")
+                names[name] = next(known, "") or unused(f"{name}_{branch}", arguments)
             found.append(names)
         return tuple(found)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +59,20 @@ class DenoiserCall:
     def of(
         cls, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> DenoiserCall:
-        """Flatten a call; `parameters` are the names of the denoiser's own, in order."""
+        """Flatten a call; `parameters` are the denoiser's own that may be given by position."""
         # In the order of the parameters: the first one of a denoiser is its noisy picture.
         order = {name: i for i, name in enumerate(parameters)}
         ordered = sorted(kwargs, key=lambda name: order.get(name, len(order)))
-        named = (dict(zip(parameters, args, strict=False)), {k: kwargs[k] for k in ordered})
+        more = (f"argument_{i}" for i in range(len(parameters), len(args)))  # of *args
+        given = dict(zip((*parameters, *more), args, strict=False))
+        named = (given, {k: kwargs[k] for k in ordered})
         paths, spec = pytree.tree_flatten_with_path(named)
         # The first path entry tells positional from keyword arguments; it is not part of the name.
-        names = tuple("_".join(str(_key(k)) for k in path[1:]) for path, _ in paths)
-        return cls(names, tuple(_as_received(leaf) for _, leaf in paths), spec)
+        names = list[str]()
+        for path, _ in paths:
+            name = "_".join(str(_key(k)) for k in path[1:])
+            names.append(unused(name, names))
+        return cls(tuple(names), tuple(_as_received(leaf) for _, leaf in paths), spec)
 
     @property
     def arguments(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -177,6 +182,13 @@ class DenoiserCall:
 
         pairs = zip(self.names, self.leaves, strict=True)
         return DenoiserCall(self.names, tuple(wide(n, leaf) for n, leaf in pairs), self.spec)
+
+
+def unused(name: str, used: Collection[str]) -> str:
+    """A name that is not in use: `a_b` may be an argument, and what is in another one, `a`."""
+    while name in used:
+        name += "_"
+    return name
 
 
 def parts_of(rows: int) -> int:

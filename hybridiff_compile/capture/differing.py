@@ -10,9 +10,10 @@ from hybridiff_compile.capture.call import DenoiserCall, Rows, parts_in
 
 
 def of_another_picture(call: DenoiserCall) -> DenoiserCall:
-    """The call with another noisy picture."""
-    noisy = next(iter(call.tensors()))
-    return _with(call, {noisy: _others(call.tensors()[noisy])})
+    """The call with another noisy picture, of tensors of its own: the denoiser may write them."""
+    own = {name: tensor.detach().clone() for name, tensor in call.tensors().items()}
+    noisy = next(iter(own))
+    return _with(call, own | {noisy: _others(own[noisy])})
 
 
 def with_other_half(call: DenoiserCall, rows: Rows) -> DenoiserCall | None:

@@ -65,7 +65,7 @@ class Form:
         else:
             sizes = [torch.Size(shape).numel() for shape in shapes]
             pairs = zip(prediction.split(sizes, 1), shapes, strict=True)
-            parts = [part.reshape(-1, *shape) for part, shape in pairs]
+            parts = [part.reshape(-1, *shape).contiguous() for part, shape in pairs]
         tensors = iter(parts)
         filled = [None if shape is None else next(tensors) for shape in self.leaves]
         return pytree.tree_unflatten(filled, self.spec)

@@ -50,7 +50,7 @@ class Route:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of what its forward takes."""
+        """Names of what its forward takes by position."""
         return self._routed.parameters
 
     @property
@@ -87,6 +87,13 @@ class Route:
         return self._routed.published()
 
 
+def positional(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the parameters that a function may be given by position."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.items()
+    return tuple(name for name, parameter in parameters if parameter.kind in kinds)
+
+
 def is_plain(denoiser: nn.Module, forward: Any) -> bool:
     """Whether a forward on the instance is a routed one, or no other than the class's."""
     if isinstance(forward, _Routed):
@@ -106,7 +113,7 @@ class _Routed:
         self.owner: int | None = None
         self.intercept: Intercept | None = None
         self._published: Published | None = None
-        self.parameters = tuple(inspect.signature(self.own).parameters)
+        self.parameters = positional(self.own)
         functools.update_wrapper(self, self.own)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
