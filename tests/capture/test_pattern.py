@@ -195,3 +195,62 @@ def test_calls_that_surprise_again_are_answered_one_by_one():
     assert calls.are_apart
     calls.note(first := call(picture(3.0), torch.tensor(3.0), TEXT["c"]))
     assert calls.assumed(first) is None
+
+
+def test_calls_of_several_pictures_within_a_step_are_seen_once_it_is_over():
+    calls = StepCalls()
+    for number in (0.0, 0.5):
+        calls.note(call(picture(number), torch.tensor(number), TEXT["c"]))
+    assert not calls.have_moved  # a scheduler may tell of nothing
+    calls.end_step()
+    assert calls.have_moved
+    step(calls, 1.0, "c")
+    assert not calls.have_moved
+
+
+def test_another_picture_before_the_scheduler_was_told_is_seen_at_once():
+    calls = StepCalls()
+    step(calls, 0.0, "c")
+    assert not calls.have_moved
+    for number in (1.0, 1.5):
+        calls.note(call(picture(number), torch.tensor(number), TEXT["c"]))
+    assert calls.have_moved
+
+
+def test_a_lone_call_is_known_to_be_one_from_the_scheduler_or_from_many_steps():
+    calls = StepCalls()
+    calls.note(call(picture(0.0), torch.tensor(0.0), TEXT["c"]))
+    assert not calls.are_lone
+    calls.end_step()
+    assert calls.are_lone
+    untold = StepCalls()
+    for number in range(5):
+        assert not untold.are_lone
+        untold.note(call(picture(number), torch.tensor(float(number)), TEXT["c"]))
+    assert untold.are_lone
+
+
+def test_a_number_that_is_another_one_at_each_step_is_named():
+    calls = StepCalls()
+    for number in range(5):
+        assert calls.strange == ("" if number < 4 else "timestep")
+        x = picture(number)
+        for text in "cu":
+            now = call(x, number / 10, TEXT[text])
+            calls.note(now)
+            assert calls.assumed(now) is None
+        calls.end_step()
+    assert calls.strange == "timestep"
+
+
+def test_a_step_with_a_call_of_another_denoiser_is_not_known():
+    calls = StepCalls()
+    calls.note(call(picture(0.0), torch.tensor(0.0), TEXT["c"]))
+    assert len(calls.known) == 1
+    calls.note_other()
+    assert calls.known == ()
+    calls.end_step()
+    step(calls, 1.0, "c")
+    assert calls.last_known == ()
+    step(calls, 2.0, "c")
+    assert len(calls.last_known) == 1
