@@ -147,11 +147,16 @@ def umt5(folder: Path) -> None:
 
 def qwen2_tokenizer(folder: Path) -> None:
     """Qwen2 tokenizer."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-    special += [f"<|{name}|>" for name in ("vision_start", "vision_end", "vision_pad")]
-    special += ["<|image_pad|>", "<|video_pad|>"]
+    _qwen2_tokenizer(folder, byte_letters())
+
+
+def _qwen2_tokenizer(folder: Path, letters: list[str]) -> None:
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    marks = [f"{what}_{end}" for what in ("object_ref", "box", "quad") for end in ("start", "end")]
+    marks += ["vision_start", "vision_end", "vision_pad", "image_pad", "video_pad"]
+    special += [*(f"<|{mark}|>" for mark in marks), "<think>", "</think>"]
     tokenizer = transformers.Qwen2TokenizerFast(
-        vocab=numbered(byte_letters()),
+        vocab=numbered(letters),
         merges=[],
         unk_token="<|endoftext|>",
         eos_token="<|im_end|>",
@@ -164,13 +169,14 @@ def qwen2_tokenizer(folder: Path) -> None:
 
 
 def qwen2_vl(folder: Path) -> None:
-    """Qwen2 vl."""
-    qwen2_tokenizer(folder)
+    """Qwen2 vl; its special tokens have the numbers that tests' encoders know them by."""
+    letters = byte_letters()
+    _qwen2_tokenizer(folder, [*letters, *(f"<{i}>" for i in range(len(letters), 151643))])
     transformers.Qwen2VLImageProcessor(min_pixels=56**2, max_pixels=16 * 28**2).save_pretrained(
         folder
     )
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    words = {"vocab_size": 1000, "hidden_size": 16, "intermediate_size": 16}
+    words = {"vocab_size": 152064, "hidden_size": 16, "intermediate_size": 16}
     heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
     sight = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 14}
     config = transformers.Qwen2VLConfig(
