@@ -36,6 +36,9 @@ _TALKERS = (
 
 _DATA = torch.Tensor.data.__get__  # pyright: ignore[reportAttributeAccessIssue]
 
+# The memory of a value that has none of its own.
+_NOBODYS = -1
+
 # What later passes read: a node's value, and the module that it came from.
 _KEPT_META = ("val", "nn_module_stack")
 
@@ -107,10 +110,16 @@ def _written(exported: torch.export.ExportedProgram) -> list[str]:
 
     def memory(node: Any) -> int | None:
         value = node.meta.get("val") if isinstance(node, fx.Node) else None
-        return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
+        if not isinstance(value, torch.Tensor):
+            return None
+        try:
+            return value.untyped_storage()._cdata
+        except NotImplementedError:  # of torch.vmap
+            return _NOBODYS
 
     placeholders = [n for n in graph.nodes if n.op == "placeholder" and n.name not in constants]
     inputs = {memory(n): n.name for n in placeholders if memory(n) is not None}
+    inputs[_NOBODYS] = "a value of torch.vmap, whose memory is not known"
     found = []
     for node in graph.nodes:
         schema = getattr(node.target, "_schema", None)

@@ -276,3 +276,15 @@ def test_a_prediction_whose_size_depends_on_values_is_refused():
     )
     with pytest.raises(CaptureError, match="size of its prediction depends on values"):
         capture_step(Masked(), step, [torch.ones(2, 4)] * 2)
+
+
+def test_a_write_that_torch_vmap_hides_is_refused():
+    class Mapped(nn.Module):
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            def write(row: torch.Tensor) -> torch.Tensor:
+                return row.clone().mul_(2)
+
+            return torch.vmap(write)(sample)
+
+    with pytest.raises(CaptureError):
+        toy.capture_simple(Mapped())
