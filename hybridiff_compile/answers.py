@@ -67,7 +67,6 @@ class Answers:
         if not calls.begins_step(call) and denoiser.ways.has_denoiser_changed():
             # A guider has set it otherwise for this call of the step: it is not one of the others.
             self.one_rank("denoiser call", denoiser.ways.while_changed(Branches((call,))).reason)
-            run.extra += run.returned is not None
             calls.note_other()
             return as_asked()
         if calls.awaits(call):
