@@ -185,15 +185,15 @@ class Ways:
             return self.of_step(asked, step, strict=strict), None
         answer = self.as_it_is(call, batched)
         with random_numbers_kept(device_of(self._route.denoiser)):
-            reason = self._looked.get(call.signature()) or self._not_together(step, answer)
+            reason = self._looked.get(call.signature()) or self._not_together(call, step, answer)
             self._looked |= {part.signature(): reason for part in step.calls}
             return self.of_step(asked, step, strict=strict), answer
 
-    def _not_together(self, step: Branches, answer: Any) -> str:
+    def _not_together(self, call: DenoiserCall, step: Branches, answer: Any) -> str:
         """Why the parts of a list, computed apart, are not the whole; "" if they are."""
         try:
             with self._trying() as denoiser, kept(denoiser), torch.no_grad():
-                check_listed(denoiser, step, answer)
+                check_listed(denoiser, call, step, answer)
         except CaptureError as e:
             return str(e)
         return ""

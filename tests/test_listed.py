@@ -30,14 +30,29 @@ class Listed(nn.Module):
         padded = nn.utils.rnn.pad_sequence(texts, batch_first=True)
         padded = padded * padded.shape[1] / lengths  # the mean of a text, whatever was added
         (eps,) = self.unet(torch.stack(x), t[:, None], padded, return_dict=False)
-        return ([one + self.together * eps.mean() for one in eps],)
+        return self.put_together([one + self.together * eps.mean() for one in eps])
+
+    def put_together(self, eps: list[torch.Tensor]) -> Any:
+        return (eps,)
+
+
+class InTuple(Listed):
+    def put_together(self, eps: list[torch.Tensor]) -> Any:
+        return (tuple(eps),)
+
+
+class Stacked(Listed):
+    def put_together(self, eps: list[torch.Tensor]) -> Any:
+        return (torch.stack(eps),)
 
 
 class Guided:
     """Guides by one call of a list: all branches of all pictures."""
 
-    def __init__(self, pictures: int = 1, together: float = 0.0) -> None:
-        self.transformer: Any = Listed()
+    def __init__(
+        self, pictures: int = 1, together: float = 0.0, kind: type[Listed] = Listed
+    ) -> None:
+        self.transformer: Any = kind()
         self.transformer.together = together
         self.scheduler: Any = DDIMScheduler(beta_schedule="scaled_linear")
         self.pictures = pictures
@@ -54,7 +69,7 @@ class Guided:
             rows = list(torch.cat([x] * (len(texts) // self.pictures)))
             times = (t / 500.0).expand(len(rows))
             (eps,) = self.transformer(rows, times, texts=texts)
-            c, *u = torch.stack(eps).chunk(len(texts) // self.pictures)
+            c, *u = torch.stack(list(eps)).chunk(len(texts) // self.pictures)
             x = self.scheduler.step(u[0] + guidance * (c - u[0]) if u else c, t, x).prev_sample
         return x
 
@@ -79,9 +94,20 @@ def test_hybrid_extrapolates_a_list_of_pictures():
     assert 0 < (made - exact).abs().max() < 0.5 * exact.abs().max()
 
 
-def test_pictures_that_depend_on_each_other_stay_together(caplog):
-    plain = Guided(together=1.0)()
-    with hybridiff_compile.optimize(Guided(together=1.0), mode="exact") as model:
+@pytest.mark.parametrize("gpus", [1, 2])
+@pytest.mark.parametrize("kind", [InTuple, Stacked])
+def test_an_answer_that_is_no_list_is_left_as_it_is(kind, gpus, caplog):
+    plain = Guided(kind=kind)()
+    with hybridiff_compile.optimize(Guided(kind=kind), mode="exact", gpus=gpus) as model:
+        assert torch.equal(model(), plain)
+        assert model.report.ranks == 1
+    assert "something else than a list of as many" in caplog.text
+
+
+@pytest.mark.parametrize("together", [1.0, 0.05])
+def test_pictures_that_depend_on_each_other_stay_together(together, caplog):
+    plain = Guided(together=together)()
+    with hybridiff_compile.optimize(Guided(together=together), mode="exact") as model:
         assert torch.equal(model(), plain)
         assert model.report.ranks == 1
     assert "rows depend on each other" in caplog.text

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # How far the branches, put together, may be from the batched call: kernels differ between batch
 # sizes, so this bounds rounding, not meaning. Relative to the largest value.
+# What is beyond _ROUNDING in float32 is looked at in float64, where roundings are under _WIDE.
+_ROUNDING, _WIDE = 1e-5, 1e-6
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -60,22 +62,42 @@ def run_apart(
     return torch.cat(packed), form, [one.shape[0] for one in packed]
 
 
-def check_listed(denoiser: nn.Module, step: Branches, answer: Any) -> None:
+def check_listed(denoiser: nn.Module, call: DenoiserCall, step: Branches, answer: Any) -> None:
     """Refuse parts of a list of pictures that do not add up to the answer to the whole list.
+
+    Args:
+        denoiser: with its own forward in place.
+        call: of the list.
+        step: its parts.
+        answer: what the denoiser returned to it.
 
     Raises:
         CaptureError: they differ by more than rounding, or cannot be computed.
     """
     name = type(denoiser).__name__
-    answers = []
+
+    def tensors(answer: Any) -> list[torch.Tensor]:
+        return [x for x in pytree.tree_leaves(answer) if isinstance(x, torch.Tensor)]
+
+    def flat(answer: Any) -> torch.Tensor:
+        return torch.cat([x.flatten() for x in tensors(answer)])
+
+    def run(call: DenoiserCall) -> Any:
+        positional, keyword = call.arguments
+        return denoiser(*positional.values(), **keyword)
+
+    def apart() -> Any:
+        return merged([run(part) for part in step.calls])
+
     with halving(name, "a part of its pictures"):
-        for call in step.calls:
-            positional, keyword = call.arguments
-            answers.append(denoiser(*positional.values(), **keyword))
-    pairs = zip(pytree.tree_leaves(merged(answers)), pytree.tree_leaves(answer), strict=True)
-    for result, expected in pairs:
-        if isinstance(expected, torch.Tensor):
-            check_same(result, expected, name)
+        parts = apart()
+        if [x.shape for x in tensors(parts)] != [x.shape for x in tensors(answer)]:
+            raise CaptureError(
+                f"{name} answers a list of pictures by something else than a list of as many"
+            )
+        error = check_same(flat(parts), flat(answer), name)
+        whole = flat(answer)
+        check_meaning(denoiser, lambda: flat(run(call)), lambda: flat(apart()), whole, error)
 
 
 def check_halves(
@@ -106,13 +128,13 @@ def check_halves(
         with torch.no_grad(), halving(name):
             return apart(call)
 
-    check_same(compute(call), expected, name)
+    error = check_same(compute(call), expected, name)
     if other := with_other_half(call, rows):
         call = other
         with torch.no_grad(), kept(denoiser), halving(name, "a batch of other rows"):
             expected = _batched(denoiser, call)
-        check_same(compute(call), expected, name)
-    check_meaning(denoiser, call, apart)
+        error = max(error, check_same(compute(call), expected, name))
+    check_meaning(denoiser, lambda: _batched(denoiser, call), lambda: apart(call), expected, error)
 
 
 def _batched(denoiser: nn.Module, call: DenoiserCall) -> torch.Tensor:
@@ -122,37 +144,49 @@ def _batched(denoiser: nn.Module, call: DenoiserCall) -> torch.Tensor:
 
 
 def check_meaning(
-    denoiser: nn.Module, call: DenoiserCall, apart: Callable[[DenoiserCall], torch.Tensor]
+    denoiser: nn.Module,
+    whole: Callable[[], torch.Tensor],
+    apart: Callable[[], torch.Tensor],
+    expected: torch.Tensor,
+    error: float,
 ) -> None:
-    """Refuse halves that are no more than their batch's roundings away from it, but mean another.
+    """Refuse parts that are no more than their batch's roundings away from it, but mean another.
 
-    In half precision the two are computed again in float32; what cannot be is taken as it is.
+    In half precision the two are computed again in float32, and where they are further apart than
+    that rounds, in float64; what cannot be is taken as it is.
 
     Args:
         denoiser: with its own forward in place; it is left as it was.
-        call: that has passed `check_same`.
-        apart: computes a call's halves apart, and puts their predictions together.
+        whole, apart: compute a prediction as a batch, and part by part.
+        expected: that of the batch.
+        error: how far they are apart, relative to the largest value.
 
     Raises:
-        CaptureError: in float32 they differ by more than its rounding.
+        CaptureError: in a wider precision they differ by more than its rounding.
     """
     name = type(denoiser).__name__
-    if not any(t.dtype in HALF for t in call.tensors().values()):
-        return
-    try:
-        with torch.no_grad(), kept(denoiser), Widened():
-            expected = _batched(denoiser, call)
-            result = apart(call)
-    except Exception as e:  # of kernels that know half precision only, or out of memory
-        logger.debug("%s is not compared in float32: %s", name, e)
-        return
-    check_same(result, expected, name)
+    wider = [torch.float32] if expected.dtype in HALF else []
+    for to in (*wider, torch.float64):
+        if to == torch.float64 and (error <= _ROUNDING or expected.dtype == to):
+            return
+        try:
+            with torch.no_grad(), kept(denoiser), Widened(to):
+                pair = apart(), whole()
+        except Exception as e:  # of kernels that know half precision only, or out of memory
+            logger.debug("%s is not compared in %s: %s", name, to, e)
+            return
+        if to == torch.float32:
+            error = check_same(*pair, name)
+        elif (wide := _error(*pair)) > _WIDE:
+            raise _mismatch(name, f"a relative difference of {wide:.2e} in float64", False)
 
 
 def check_same(
     result: torch.Tensor, expected: torch.Tensor, name: str, *, together: bool = False
-) -> None:
+) -> float:
     """Refuse halves that, put together, are not what the denoiser made of the batch.
+
+    Returns their largest difference, relative to the largest value.
 
     Args:
         result, expected: predictions, [2B, ...]; what is no number in both is the same.
@@ -165,11 +199,16 @@ def check_same(
     if result.shape != expected.shape:
         shapes = f"shapes {tuple(result.shape)} and {tuple(expected.shape)}"
         raise _mismatch(name, shapes, together)
-    difference = torch.where(same(result, expected), 0.0, (result - expected).abs())
-    largest = torch.where(expected.isfinite(), expected, 0.0).abs().max().clamp_min(1e-12)
-    error = (difference.max() / largest).item()
+    error = _error(result, expected)
     if not error <= _TOLERANCE.get(expected.dtype, 1e-3):
         raise _mismatch(name, f"a relative difference of {error:.2e}", together)
+    return error
+
+
+def _error(result: torch.Tensor, expected: torch.Tensor) -> float:
+    difference = torch.where(same(result, expected), 0.0, (result - expected).abs())
+    largest = torch.where(expected.isfinite(), expected, 0.0).abs().max().clamp_min(1e-12)
+    return (difference.max() / largest).item()
 
 
 def _mismatch(name: str, what: str, together: bool) -> CaptureError:

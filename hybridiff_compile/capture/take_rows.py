@@ -30,6 +30,10 @@ _SPLITS = (
 )
 
 
+class TakeError(CaptureError):
+    """The rows cannot be told apart by shapes."""
+
+
 def take_rows(
     batched: fx.GraphModule, wide: fx.GraphModule, factor: int, wanted: Sequence[int]
 ) -> fx.GraphModule:
@@ -45,7 +49,7 @@ def take_rows(
         `(tensor arguments, these rows of them) -> prediction[len(wanted), ...]`.
 
     Raises:
-        CaptureError: the rows cannot be told apart by shapes.
+        TakeError: the rows cannot be told apart by shapes.
     """
     (result,) = output_node(batched.graph).args
     assert isinstance(result, fx.Node)
@@ -149,7 +153,7 @@ class _Taker:
             lengths = [v.shape[self._dims[source]] for v in split.meta["val"]]
             start = sum(lengths[:index])
             return source, start, start + lengths[index]
-        if node.target is not _ATEN.slice.Tensor:
+        if node.target not in (_ATEN.slice.Tensor, _ATEN.narrow.default):
             return None
         source = node.all_input_nodes[0]
         if source not in self._dims or _dim(node, 1, source) != self._dims[source]:
@@ -237,5 +241,5 @@ def _dim(node: fx.Node, position: int, of: fx.Node) -> int:
     return given % of.meta["val"].dim()
 
 
-def _unclear(what: str) -> CaptureError:
-    return CaptureError(f"its rows cannot be taken out of its batch's graph: {what}")
+def _unclear(what: str) -> TakeError:
+    return TakeError(f"its rows cannot be taken out of its batch's graph: {what}")

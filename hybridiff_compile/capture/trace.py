@@ -20,7 +20,7 @@ from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.rows import FACTOR, rows_of, ways_to_halve
 from hybridiff_compile.capture.state import kept
 from hybridiff_compile.capture.step import step_program
-from hybridiff_compile.capture.take_rows import take_rows
+from hybridiff_compile.capture.take_rows import TakeError, take_rows
 from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.ir import StepProgram
 
@@ -119,6 +119,8 @@ def capture_taken(
         program = step_program(parts, of.names, of.inputs_of)
         captured = Captured(program, rows, form, is_taken=True)
         _compare(captured, denoiser, call, form.pack(answer))
+    except TakeError as e:
+        raise CaptureError(f"{refused}; {e}") from e
     except CaptureError as e:
         logger.debug("its parts cannot be taken out of its batch's graph: %s", e)
         raise refused from e

@@ -72,7 +72,7 @@ def test_widened_computes_in_float32_and_leaves_the_weights(dtype: Any) -> None:
 )
 def test_a_write_into_half_precision_is_not_lost_but_refused(write: Any) -> None:
     held = torch.ones(3, dtype=torch.bfloat16)
-    with pytest.raises(NotImplementedError, match="writes into half precision"), Widened():
+    with pytest.raises(NotImplementedError, match="writes into what is not"), Widened():
         write(held)
 
 
@@ -82,6 +82,24 @@ def test_what_cannot_be_widened_is_taken_as_it_is() -> None:
             next(self.parameters()).data.mul_(1)
             return super().forward(sample)
 
-    _, call, _ = made(torch.bfloat16, 2e-3)
+    _, call, answer = made(torch.bfloat16, 2e-3)
     denoiser = Writes(2e-3).to(torch.bfloat16).eval()
-    check_meaning(denoiser, call, lambda call: denoiser(call.leaves[0]))
+    check_meaning(denoiser, lambda: answer, lambda: denoiser(call.leaves[0]), answer, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_rows_that_depend_on_each_other_by_little_are_refused(dtype: Any) -> None:
+    denoiser, call, answer = made(dtype, 1e-5)
+    with pytest.raises(CaptureError, match="its rows depend on each other"):
+        capture(denoiser, call, answer)
+
+
+def test_what_rounds_much_in_float32_is_taken_if_it_is_the_same_in_float64() -> None:
+    denoiser, call, answer = made(torch.float32, 0.0)
+
+    def whole() -> torch.Tensor:
+        return denoiser(*call.leaves)
+
+    check_meaning(denoiser, whole, whole, answer, 1e-4)
+    with pytest.raises(CaptureError, match=r"in float64.*rows depend on each other"):
+        check_meaning(denoiser, whole, lambda: whole() * (1 + 1e-5), answer, 1e-4)
