@@ -82,7 +82,7 @@ def hybrid(of: Plain) -> Result:
     """Extrapolation is forced; its pictures must be finite and have the right shape."""
     tried = attempt(of.made, of.long, gpus=2, mode="hybrid", tolerance=10.0, m=2)
     wrong = ill(tried, of)
-    if not wrong and tried.ranks > 1 and not tried.phases["forecast"] and not tried.said:
+    if not wrong and tried.ranks > 1 and not tried.phases.get("forecast") and not tried.said:
         wrong.append("no step was extrapolated, and no reason is given")
     return finish(tried, wrong)
 
@@ -91,7 +91,7 @@ def paper(of: Plain) -> Result:
     """Two steps are pipelined, or a sentence says why not."""
     tried = attempt(of.made, of.long, gpus=2, mode="paper", tau1=2, k=2)
     wrong = ill(tried, of)
-    if not wrong and not tried.refused and not tried.phases["pipelined"] and not tried.said:
+    if not wrong and not tried.refused and not tried.phases.get("pipelined") and not tried.said:
         wrong.append("no step was pipelined, and no reason is given")
     return finish(tried, wrong)
 
