@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers
-from suite_hub_models import chatglm, dpt_processor, siglip
+from suite_hub_models import chatglm, clap_features, dpt_processor, siglip
 
 _REVISION = "0" * 40
 _T5: dict[str, Any] = {
@@ -229,11 +229,6 @@ def roberta_tokenizer(folder: Path) -> None:
     transformers.RobertaTokenizerFast(vocab=vocab, merges=[], model_max_length=77).save_pretrained(
         folder
     )
-
-
-def clap_features(folder: Path) -> None:
-    """Clap features."""
-    transformers.ClapFeatureExtractor(feature_size=64, sampling_rate=48000).save_pretrained(folder)
 
 
 def llama_tokenizer(folder: Path) -> None:

@@ -31,6 +31,11 @@ def dpt_processor(folder: Path) -> None:
     transformers.DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
+def clap_features(folder: Path) -> None:
+    """What makes features of sound."""
+    transformers.ClapFeatureExtractor(feature_size=64, sampling_rate=48000).save_pretrained(folder)
+
+
 def chatglm(folder: Path) -> None:
     """A language model of 8 channels, and a tokenizer of letters if sentencepiece is installed."""
     config = ChatGLMConfig(

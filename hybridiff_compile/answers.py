@@ -102,7 +102,7 @@ class Answers:
         run, step = self._run, denoiser.calls.assumed(call)
         if self._here.is_dry and self._config.gpus == 1:
             self.one_rank("denoiser call", "gpus=1 runs the denoiser as it is")
-        is_list, mode = len(listed.pictures(call)) > 1, self._config.mode
+        is_list, mode = listed.has_several(call), self._config.mode
         has_steps = call.parts > 1 or is_list or step is not None or mode == "hybrid"
         if has_steps and not (run.done or self._here.is_apart):
             # Before anything is traced: it may be refused.
@@ -115,7 +115,7 @@ class Answers:
             return False, denoiser.ways.as_it_is(call, as_asked)
         is_whole = denoiser.is_whole(call)
         if not (is_whole or (denoiser.calls.are_apart and (call.parts > 1 or is_list))):
-            if reason := self._unforeseen(denoiser):
+            if reason := denoiser.calls.why_unforeseen:
                 self.one_rank("pipeline's calls, one by one", reason)
             return False, denoiser.ways.as_it_is(call, as_asked)
         way, answer = denoiser.way(call, as_asked, is_whole=is_whole)
@@ -169,21 +169,6 @@ class Answers:
         self._run.withdraw()
         self._run.unguided += 1
         self._is_counted = False
-
-    def _unforeseen(self, denoiser: Denoiser) -> str:
-        """Why the calls of this run's steps are not foreseen; "" if that is not known."""
-        calls = denoiser.calls
-        if calls.have_moved:
-            return (
-                "each of a step's calls is of another noisy picture, and a later one is not known "
-                "before it is made"
-            )
-        if calls.strange:
-            return (
-                f"its argument {calls.strange} is another one at each step, and a program is made "
-                "for one; a tensor of one shape in its place would be an input"
-            )
-        return ""
 
     def _begin(self, denoiser: Denoiser, call: DenoiserCall) -> None:
         """At the first call of a run: some pipelines set their denoiser otherwise for each."""

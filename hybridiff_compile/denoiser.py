@@ -121,7 +121,7 @@ class Denoiser:
     ) -> tuple[Way, Any]:
         """How a call is answered, and its answer if finding that out gave one; see `Ways.of`."""
         strict, asked = self._here.is_dry or self._config.mode == "asyncdiff", self._asked
-        if len(listed.pictures(call)) > 1:
+        if listed.has_several(call):
             return self.ways.of_list(asked, call, batched, strict=strict)
         if call.parts == 1 and is_whole and self._config.mode == "hybrid":
             asked = Asked.WHOLE  # nothing to split; steps can be skipped

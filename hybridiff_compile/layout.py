@@ -80,6 +80,13 @@ def dense_stride(t: torch.Tensor) -> tuple[int, ...]:
     return tuple(t.stride())
 
 
+def empty_alike(t: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """An empty tensor of another shape, whose dimensions lie in memory in the same order."""
+    order = sorted(range(t.dim()), key=t.stride, reverse=True)
+    made = t.new_empty([shape[d] for d in order])
+    return made.permute([order.index(d) for d in range(t.dim())])
+
+
 class PackCut(nn.Module):
     """`Layout.pack` as a node of a step graph: `(t0, t1, ...) -> uint8[nbytes]`."""
 

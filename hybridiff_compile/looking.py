@@ -49,9 +49,9 @@ def look(
     """
 
     def again() -> None:
-        positional, keyword = of_another_picture(call).arguments
+        other = of_another_picture(call)
         with random_numbers_kept(device):
-            denoiser(*positional.values(), **keyword)
+            other.given_to(denoiser)
 
     counts = {name: writes(tensor) for name, tensor in call.tensors().items()}
     with torch.no_grad():

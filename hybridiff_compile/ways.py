@@ -199,31 +199,24 @@ class Ways:
         return ""
 
     def _find_step(self, asked: Asked, step: Branches) -> Way:
-        device, answers = device_of(self._route.denoiser), list[Any]()
-        with random_numbers_kept(device):
+        with random_numbers_kept(device_of(self._route.denoiser)):
             for call in step.calls:
-                if reason := call.opaque() or self._looked.get(call.signature(), ""):
-                    return AsItIs(reason)
-                answers.append(self._looked_at(call))
-                if reason := self._looked[call.signature()]:
+                if reason := call.opaque() or self._reason(call):
                     return AsItIs(reason)
             if asked is not Asked.RANKS:
                 return OneDevice({})
+            with self._trying() as denoiser, kept(denoiser), torch.no_grad():
+                answers = [call.given_to(denoiser) for call in step.calls]
             return self._capture(step, answers)
 
-    def _looked_at(self, call: DenoiserCall) -> Any:
-        """What the denoiser makes of a call of its own; whether it has state is known then."""
-        positional, keyword = call.arguments
-        with self._trying() as denoiser, kept(denoiser), torch.no_grad():
-
-            def run() -> Any:
-                return denoiser(*positional.values(), **keyword)
-
-            if call.signature() in self._looked:
-                return run()
-            answer, reason = look(denoiser, call, run, device_of(denoiser))
-        self._looked[call.signature()] = reason
-        return answer
+    def _reason(self, call: DenoiserCall) -> str:
+        """Why a program cannot take a call's place, found out if it is not known; or ""."""
+        if call.signature() not in self._looked:
+            with self._trying() as denoiser, kept(denoiser):
+                device = device_of(denoiser)
+                _, reason = look(denoiser, call, lambda: call.given_to(denoiser), device)
+            self._looked[call.signature()] = reason
+        return self._looked[call.signature()]
 
     def while_changed(self, step: Branches) -> AsItIs:
         """How calls are answered once the denoiser is another one than at the run's begin."""

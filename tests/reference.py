@@ -27,12 +27,23 @@ def half(value: Any, index: int, doubled: int, parts: int = 2) -> Any:
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within this, torch has one thread, as a rank has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
 def branches_apart(denoiser: Any) -> Iterator[None]:
     """One device that runs the halves of each batch one after the other, on one thread.
 
     A batch that has no two equal halves is run in as few equal parts as there are.
     """
-    own, threads = denoiser.forward, torch.get_num_threads()
+    own = denoiser.forward
 
     def forward(sample: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         if sample is None:
@@ -45,12 +56,11 @@ def branches_apart(denoiser: Any) -> Iterator[None]:
         return (torch.cat(eps),)
 
     denoiser.forward = forward
-    torch.set_num_threads(1)
     try:
-        yield
+        with one_thread():
+            yield
     finally:
         del denoiser.forward
-        torch.set_num_threads(threads)
 
 
 class _FromFeatures(fx.Interpreter):
@@ -98,14 +108,13 @@ class PaperReference:
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        own, threads = self.denoiser.forward, torch.get_num_threads()
+        own = self.denoiser.forward
         self.denoiser.forward = self.forward
-        torch.set_num_threads(1)
         try:
-            yield
+            with one_thread():
+                yield
         finally:
             del self.denoiser.forward
-            torch.set_num_threads(threads)
         assert self.denoiser.forward == own
 
     def run(self, args: Any, kwargs: Any, given: dict[str, torch.Tensor]) -> Any:

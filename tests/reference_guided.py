@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tests.reference import half
+from tests.reference import half, one_thread
 
 
 class Extrapolated:
@@ -33,14 +33,13 @@ class Extrapolated:
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        self.own, threads = self.denoiser.forward, torch.get_num_threads()
+        self.own = self.denoiser.forward
         self.denoiser.forward = self.forward
-        torch.set_num_threads(1)
         try:
-            yield
+            with one_thread():
+                yield
         finally:
             del self.denoiser.forward
-            torch.set_num_threads(threads)
 
     def compute(self, branch: int, args: Any, kwargs: Any) -> torch.Tensor:
         doubled = len(args[0]) if args else len(kwargs["hidden_states"])

@@ -11,6 +11,7 @@ from torch import nn
 
 import hybridiff_compile
 from tests import toy
+from tests.reference import one_thread
 
 STEPS = 4
 
@@ -111,12 +112,8 @@ class Guides:
 
 def plain(*how: Any, **call: Any) -> torch.Tensor:
     """What the pipeline itself makes, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return Guides(*how)(**call)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("kind", "batch"), [(Rest, 1), (Whatever, 1), (Nested, 1), (Two, 2)])

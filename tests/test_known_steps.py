@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler
 
 import hybridiff_compile
 from tests import toy
+from tests.reference import one_thread
 
 STEPS = 6
 
@@ -81,12 +82,8 @@ class Numbered(Pipe):
 
 def plain(pipe: Any, **call: Any) -> torch.Tensor:
     """What the pipeline itself makes, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return pipe(**call)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_equal_pictures_are_no_branches_once_a_step_had_several_calls():

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 import hybridiff_compile
 from tests import toy
+from tests.reference import one_thread
 
 STEPS = 4
 
@@ -49,12 +50,8 @@ class Many:
 
 def plain(*how: Any) -> torch.Tensor:
     """What the pipeline itself makes, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return Many(*how)()
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("lengths", [[3] * 4, [3] * 5, [3] * 7, [3, 4, 5], [6, 3, 3, 4, 5]])

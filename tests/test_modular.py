@@ -27,6 +27,7 @@ from hybridiff_compile.arguments import check_call, with_prompt
 from hybridiff_compile.errors import ConfigError, HybridiffError, UnsupportedPipelineError
 from tests import modular, pipelines
 from tests.modular import STEPS, make
+from tests.reference import one_thread
 
 #: Two pictures at once.
 TWO: dict[str, Any] = {"num_images_per_prompt": 2}
@@ -50,12 +51,8 @@ def plain() -> Any:
 
 def on_one_thread(made: Callable[[], Any]) -> Any:
     """As a rank has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return made()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def two_alone(pipe: Any, call: dict[str, Any], **more: Any) -> torch.Tensor:

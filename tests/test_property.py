@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import hybridiff_compile
 from tests import toy
+from tests.reference import one_thread
 
 SCHEDULERS: dict[str, Any] = {
     "ddim": DDIMScheduler,
@@ -147,10 +148,8 @@ def model() -> Iterator[Any]:
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_exact_has_the_bits_of_the_pipeline(model: Any, script: Script) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    expected = Scripted()(script)
-    torch.set_num_threads(threads)
+    with one_thread():
+        expected = Scripted()(script)
     assert expected.abs().max() > 0
     for _ in range(2):  # once more, when it is known how it guides
         assert torch.equal(model(script), expected)

@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler
 import hybridiff_compile
 from hybridiff_compile.errors import HybridiffError
 from tests import toy
+from tests.reference import one_thread
 
 STEPS = 8
 #: Lengths of the texts: those of a branch need not be as long as another's.
@@ -68,12 +69,8 @@ class Sequential:
 
 def plain(**how: Any) -> torch.Tensor:
     """What the pipeline itself makes, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return Sequential(**how)()
-    finally:
-        torch.set_num_threads(threads)
 
 
 WAYS: dict[str, dict[str, Any]] = {

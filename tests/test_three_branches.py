@@ -13,6 +13,7 @@ from torch import nn
 import hybridiff_compile
 from hybridiff_compile.errors import HybridiffError
 from tests import toy
+from tests.reference import one_thread
 
 STEPS = 8
 
@@ -41,18 +42,15 @@ class Three:
 
 def in_parts(pipe: Any, parts: Sequence[slice]) -> torch.Tensor:
     """What a pipeline makes whose rows are computed part by part, on one thread."""
-    own, threads = pipe.unet.forward, torch.get_num_threads()
+    own = pipe.unet.forward
 
     def forward(x: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any):
         eps = [own(x[p], t, encoder_hidden_states[p], return_dict=False)[0] for p in parts]
         return (torch.cat(eps),)
 
     pipe.unet.forward = forward
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return pipe()
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("pictures", [1, 2, 3])

@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 # How far the branches, put together, may be from the batched call: kernels differ between batch
 # sizes, so this bounds rounding, not meaning. Relative to the largest value.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 # What is beyond _ROUNDING in float32 is looked at in float64, where roundings are under _WIDE.
 _ROUNDING, _WIDE = 1e-5, 1e-6
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @contextmanager
@@ -53,10 +53,7 @@ def run_apart(
     Returns:
         The prediction of all rows, [rows, ...], the form of the answers, and the rows of each.
     """
-    outputs = []
-    for call in step.calls:
-        positional, keyword = call.arguments
-        outputs.append(forward(*positional.values(), **keyword))
+    outputs = [call.given_to(forward) for call in step.calls]
     form = Form.of(outputs[0], name)
     packed = [form.pack(output) for output in outputs]
     return torch.cat(packed), form, [one.shape[0] for one in packed]
@@ -82,12 +79,8 @@ def check_listed(denoiser: nn.Module, call: DenoiserCall, step: Branches, answer
     def flat(answer: Any) -> torch.Tensor:
         return torch.cat([x.flatten() for x in tensors(answer)])
 
-    def run(call: DenoiserCall) -> Any:
-        positional, keyword = call.arguments
-        return denoiser(*positional.values(), **keyword)
-
     def apart() -> Any:
-        return merged([run(part) for part in step.calls])
+        return merged([part.given_to(denoiser) for part in step.calls])
 
     with halving(name, "a part of its pictures"):
         parts = apart()
@@ -95,9 +88,13 @@ def check_listed(denoiser: nn.Module, call: DenoiserCall, step: Branches, answer
             raise CaptureError(
                 f"{name} answers a list of pictures by something else than a list of as many"
             )
-        error = check_same(flat(parts), flat(answer), name)
-        whole = flat(answer)
-        check_meaning(denoiser, lambda: flat(run(call)), lambda: flat(apart()), whole, error)
+        expected = flat(answer)
+        error = check_same(flat(parts), expected, name)
+
+        def whole() -> torch.Tensor:
+            return flat(call.given_to(denoiser))
+
+        check_meaning(denoiser, whole, lambda: flat(apart()), expected, error)
 
 
 def check_halves(
@@ -138,8 +135,7 @@ def check_halves(
 
 
 def _batched(denoiser: nn.Module, call: DenoiserCall) -> torch.Tensor:
-    positional, keyword = call.arguments
-    answer = denoiser(*positional.values(), **keyword)
+    answer = call.given_to(denoiser)
     return Form.of(answer, type(denoiser).__name__).pack(answer)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,11 @@ class DenoiserCall:
     def arguments(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """(positional arguments by name, keyword arguments), as they were given."""
         return pytree.tree_unflatten(self.leaves, self.spec)
+
+    def given_to(self, function: Callable[..., Any]) -> Any:
+        """What a function makes of the arguments, by position and by keyword as they were given."""
+        positional, keyword = self.arguments
+        return function(*positional.values(), **keyword)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensor arguments by name, in order; the first one is the noisy picture."""

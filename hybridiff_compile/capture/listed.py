@@ -23,6 +23,11 @@ def pictures(call: DenoiserCall) -> list[torch.Tensor]:
     return list(first) if _is_list(first) else []
 
 
+def has_several(call: DenoiserCall) -> bool:
+    """Whether a call's first argument is a list of two pictures or more."""
+    return len(pictures(call)) > 1
+
+
 def are_repeated(call: DenoiserCall) -> bool:
     """Whether the pictures consist of bit-equal parts, 2 or more. Waits for the device."""
     given = pictures(call)

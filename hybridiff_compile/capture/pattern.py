@@ -148,6 +148,21 @@ class StepCalls:
             f"given another {self.surprise}"
         )
 
+    @property
+    def why_unforeseen(self) -> str:
+        """Why the calls of this run's steps are not foreseen; "" if that is not known."""
+        if self.have_moved:
+            return (
+                "each of a step's calls is of another noisy picture, and a later one is not known "
+                "before it is made"
+            )
+        if self.strange:
+            return (
+                f"its argument {self.strange} is another one at each step, and a program is made "
+                "for one; a tensor of one shape in its place would be an input"
+            )
+        return ""
+
     def give_up(self, surprise: str) -> None:
         """Await no call of this step any more, as something is not as assumed."""
         self._awaited.clear()

@@ -22,6 +22,7 @@ from hybridiff_compile.capture.call import DenoiserCall, Rows, row_dims
 from hybridiff_compile.capture.exporting import quietly
 from hybridiff_compile.capture.state import kept
 from hybridiff_compile.errors import CaptureError
+from hybridiff_compile.layout import empty_alike
 
 logger = logging.getLogger(__name__)
 
@@ -144,16 +145,12 @@ def _grown(denoiser: nn.Module, call: DenoiserCall, rows: Rows) -> list[torch.Si
             return leaf
         if name not in rows:
             return mode.from_tensor(leaf)
-        shape = _larger(leaf.shape, rows[name])
-        order = sorted(range(leaf.dim()), key=leaf.stride, reverse=True)
-        made = torch.empty([shape[d] for d in order], dtype=leaf.dtype, device=leaf.device)
-        return made.permute([order.index(d) for d in range(leaf.dim())])
+        return empty_alike(leaf, _larger(leaf.shape, rows[name]))
 
     with mode, torch.no_grad():
         leaves = itertools.starmap(larger, zip(call.names, call.leaves, strict=True))
         grown = DenoiserCall(call.names, tuple(leaves), call.spec)
-        positional, keyword = grown.arguments
-        return _shapes(denoiser(*positional.values(), **keyword))
+        return _shapes(grown.given_to(denoiser))
 
 
 def _larger(shape: torch.Size, dim: int) -> torch.Size:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.ir import Parent, output_node
+from hybridiff_compile.layout import empty_alike
 
 _ATEN = torch.ops.aten
 _SPLITS = (
@@ -132,11 +133,9 @@ class _Taker:
         self._rows[node] = self._all
         dim, value = self._dims[node], node.meta["val"]
         length = self._size(node) * self._kept(self._all)
-        order = sorted(range(value.dim()), key=lambda d: -value.stride(d))
         shape = [length if d == dim else n for d, n in enumerate(value.shape)]
-        with torch.no_grad():  # of the same order in memory
-            empty = value.new_empty([shape[d] for d in order])
-            made.meta["val"] = empty.permute([order.index(d) for d in range(value.dim())])
+        with torch.no_grad():
+            made.meta["val"] = empty_alike(value, shape)
 
     def _is_by_rows(self, split: fx.Node) -> bool:
         (source,) = split.all_input_nodes
