@@ -159,7 +159,7 @@ class Denoiser:
             key = hash((id(self), step.signature()))
             prediction = run.step(key, here, inputs)
             run.last_key, (form, rows) = key, run.spec
-        if run.forecast is not None:  # which keeps it, and a pipeline may write into its answers
+        if run.settings is not None:  # the run looks at it later; a pipeline may write into it
             prediction = prediction.clone()
         return [form.unpack(part) for part in prediction.split(rows)]
 

@@ -145,3 +145,13 @@ def test_hybrid_keeps_predictions_that_the_pipeline_writes_into(gpus, together):
             made.append(model(steps=30, together=together))
             assert model.report.steps_by_phase["forecast"] > 5
     assert torch.allclose(*made, atol=1e-6)
+
+
+def test_paper_measures_predictions_before_the_pipeline_writes_into_them():
+    made = []
+    for in_place in (False, True):
+        pipe = Guides(Rest, 1, in_place)
+        with hybridiff_compile.optimize(pipe, mode="paper", tau1=4, k=3) as model:
+            made.append(model(steps=12, together=True))
+            assert model.report.steps_by_phase["pipelined"] == 3
+    assert torch.allclose(*made, atol=1e-6)
