@@ -177,6 +177,8 @@ def export(
             f"mode={mode!r} pipelines a batch of two branches, and this pipeline's is another one; "
             "export a model of mode='exact' or 'hybrid'."
         )
+    if reason := next((e.not_exported for e in session.entries if e.not_exported), ""):
+        raise ConfigError(f"{reason}; so there is no graph to package: use the model itself.")
     if any(entry.calls for entry in session.entries):
         raise ConfigError(
             "this pipeline's branches are calls of their own, or pictures in a list, and a package "

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hybridiff_compile.capture import listed
+from hybridiff_compile.capture.apart import check_same
 from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Signature
 from hybridiff_compile.capture.pattern import StepCalls
@@ -23,7 +24,7 @@ from hybridiff_compile.entry import (
     not_packaged,
     one_compiler,
 )
-from hybridiff_compile.errors import PackageError
+from hybridiff_compile.errors import CaptureError, PackageError
 from hybridiff_compile.here import Here
 from hybridiff_compile.ir import Phase
 from hybridiff_compile.lower.device import device_of
@@ -61,6 +62,7 @@ class Denoiser:
         self.ranks.tell, self.ranks.moved = logger.info, self.ways.look_again
         self.has_captured = False
         self._here, self._config, self._captures = here, config, 0
+        self._refused = ""  # why another process cannot call it, if that was tried
         self._is_doubled: dict[Signature, bool] = {}
         #: By the first call of a step: whether each step so far was that call alone; and the last
         #: one of this run.
@@ -171,16 +173,16 @@ class Denoiser:
                 f"mode={mode!r} pipelines a batch of two branches that are computed alike, and the "
                 f"{run.branches} branches here are "
                 + ("calls of their own" if entry.calls else "no such batch")
+                + (f" ({entry.not_exported})" if entry.not_exported else "")
             )
 
     def _together(self, run: Run, step: Branches, entry: Entry) -> Callable[[Phase], torch.Tensor]:
         """All ranks: each its part of a phase."""
-        if not entry.calls:
-            step = Branches.of_batch(step.calls[0], entry.rows)
+        inputs = entry.parts(step).inputs()
 
         def compute(phase: Phase) -> torch.Tensor:
             driver = self.ranks.connect(self.ways.entries.values())
-            return driver.step(entry.key, phase, len(run.done), step.inputs())
+            return driver.step(entry.key, phase, len(run.done), inputs)
 
         return compute
 
@@ -206,10 +208,44 @@ class Denoiser:
                     if others
                     else capture_entry(module, call, answers[0], config, dump)
                 )
-            self.ranks.add(entry, self.ways.entries.values())
+            self._load(entry, step, answers)
         self.has_captured = True
         logger.info("captured %s for %d ranks", denoiser, config.gpus)
         return entry
+
+    def _load(self, entry: Entry, step: Branches, answers: Sequence[Any]) -> None:
+        """Give an entry to the ranks; a leaf, which another process may not bear, is tried there.
+
+        Raises:
+            CaptureError: it does not bear it.
+        """
+        known = self.ways.entries.values()
+        if not entry.not_exported:
+            self.ranks.add(entry, known)
+            return
+        if self._refused:
+            raise CaptureError(self._refused)
+        expected = torch.cat([entry.form.pack(answer) for answer in answers])
+        try:
+            driver = self.ranks.connect(known)
+            if not driver.fleet.is_own:
+                raise RuntimeError("a launcher started it, and it cannot be started again")
+            self.ranks.add(entry, known)
+            result = driver.step(entry.key, Phase.SERIAL, 0, entry.parts(step).inputs())
+            check_same(result, expected, type(self.route.denoiser).__name__, together=True)
+        except Exception as e:  # whatever its parts say of being pickled, or a worker of its code
+            self._refused = (
+                f"{entry.not_exported}; and the process of another rank cannot call it: "
+                f"{type(e).__name__}: {e}"
+            )
+            self.ranks.forget([entry])
+            raise CaptureError(self._refused) from e
+        is_compiled = self._config.lowering.backend != "eager"
+        logger.log(
+            logging.WARNING if is_compiled else logging.INFO,
+            "both ranks call the denoiser as it is; nothing of it is compiled: %s",
+            entry.not_exported,
+        )
 
     def forget(self) -> None:
         """Capture again: what is captured is no longer the denoiser."""
@@ -222,3 +258,4 @@ class Denoiser:
             logger.warning("the denoiser has changed since it was captured; it is captured again")
         self.ranks.forget(self.ways.entries.values())
         self.ways.clear()
+        self._refused = ""

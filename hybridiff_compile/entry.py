@@ -36,6 +36,7 @@ class Entry:
         programs: by phase.
         calls: of a step, each of whose answers has so many rows; () for one call.
         is_taken: each part of the batch has programs of its own; see `Captured`.
+        not_exported: why each rank calls the denoiser as it is; "" if it has a graph of it.
     """
 
     key: int
@@ -44,6 +45,11 @@ class Entry:
     programs: dict[Phase, StepProgram]
     calls: tuple[int, ...] = ()
     is_taken: bool = False
+    not_exported: str = ""
+
+    def parts(self, step: Branches) -> Branches:
+        """What the programs compute of a step: its calls, or the parts of its one batch."""
+        return step if self.calls else Branches.of_batch(step.calls[0], self.rows)
 
 
 def capture_entry(
@@ -67,7 +73,8 @@ def capture_entry(
     """
     captured = capture(denoiser, call, answer, together=config.mode == "asyncdiff")
     # What these modes make of the branches is made of two of one call, that are alike.
-    mode = config.mode if call.parts == 2 and not captured.is_taken else "exact"
+    is_alike = call.parts == 2 and not (captured.is_taken or captured.not_exported)
+    mode = config.mode if is_alike else "exact"
     return _entry(captured, mode, config, dump)
 
 
@@ -88,9 +95,16 @@ def _entry(captured: Captured, mode: str, config: Config, dump: Path | None) -> 
     observers = (Dump(dump),) if dump else ()
     # Compiled by stages, the ranks share the work even if no phase needs the cut.
     staged = config.lowering.backend == "inductor" and config.lowering.scope == "stage"
+    staged = staged and not captured.not_exported
     programs = build_programs(captured.program, mode, observers, staged=staged)
-    taken = captured.is_taken
-    return Entry(new_key(), captured.rows, captured.form, programs, is_taken=taken)
+    return Entry(
+        new_key(),
+        captured.rows,
+        captured.form,
+        programs,
+        is_taken=captured.is_taken,
+        not_exported=captured.not_exported,
+    )
 
 
 def not_packaged(call: DenoiserCall, known: Sequence[Signature]) -> str:

@@ -21,6 +21,10 @@ class CaptureError(HybridiffError):
     """The denoiser could not be traced, or its branches do not add up to the batched call."""
 
 
+class ExportError(CaptureError):
+    """torch.export cannot follow the denoiser; what it computes may be sound all the same."""
+
+
 class PackageError(HybridiffError):
     """A package is broken, made for something else, or does not hold what a call needs."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
+
+from hybridiff_compile.randomness import random_numbers_kept
 
 
 class Prepared(BaseException):
@@ -46,26 +48,3 @@ class Here(threading.local):
     def random_numbers_kept(self, device: torch.device) -> AbstractContextManager[None]:
         """A dry call draws latents that nobody sees: the numbers of later pictures stay theirs."""
         return random_numbers_kept(device) if self.is_dry else nullcontext()
-
-
-def random_numbers_now(device: torch.device) -> Callable[[], None]:
-    """What puts the random numbers of the CPU and of a device back to where they are now."""
-    of_cpu = torch.get_rng_state()
-    own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def put_back() -> None:
-        torch.set_rng_state(of_cpu)
-        if own is not None:
-            torch.cuda.set_rng_state(own, device)
-
-    return put_back
-
-
-@contextmanager
-def random_numbers_kept(device: torch.device) -> Iterator[None]:
-    """Within this, numbers are drawn that nobody sees: those of later pictures stay theirs."""
-    put_back = random_numbers_now(device)
-    try:
-        yield
-    finally:
-        put_back()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 
 class Phase(enum.IntEnum):
@@ -211,6 +211,15 @@ class Parent(fx.GraphModule):
 
     def _recompile_submodules(self) -> list[Any]:
         return []
+
+
+class Leaf(nn.Module):
+    """A module in a graph that is called as it is: no pass and no compiler looks into it."""
+
+
+def has_leaf(module: nn.Module) -> bool:
+    """Whether there is a leaf in a graph module, at any depth."""
+    return any(isinstance(inner, Leaf) for inner in module.modules())
 
 
 def clone(module: fx.GraphModule, name: str | None = None) -> fx.GraphModule:

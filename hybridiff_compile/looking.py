@@ -13,8 +13,8 @@ from hybridiff_compile.capture.differing import of_another_picture
 from hybridiff_compile.capture.listed import pictures
 from hybridiff_compile.capture.state import left_behind
 from hybridiff_compile.errors import ConfigError
-from hybridiff_compile.here import random_numbers_kept
 from hybridiff_compile.layout import writes
+from hybridiff_compile.randomness import random_numbers_kept
 
 
 def uneven(call: DenoiserCall) -> str:

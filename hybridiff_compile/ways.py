@@ -19,9 +19,9 @@ from hybridiff_compile.capture.state import kept
 from hybridiff_compile.capture.trace import capture_taken, rows_of_halves
 from hybridiff_compile.entry import Entry
 from hybridiff_compile.errors import CaptureError
-from hybridiff_compile.here import random_numbers_kept, random_numbers_now
 from hybridiff_compile.looking import look, uneven
 from hybridiff_compile.lower.device import device_of
+from hybridiff_compile.randomness import random_numbers_kept, random_numbers_now
 from hybridiff_compile.runtime.route import Route
 from hybridiff_compile.way import AsItIs, Asked, OneDevice, Way
 

@@ -53,7 +53,7 @@ def _costs(module: fx.GraphModule, ranks: int) -> list[int]:
     rates = RATES[calls[0].meta["val"].device.type]
     called = {n.target: module.get_submodule(n.target) for n in calls}
     costs = {
-        name: sum(node_costs(child, rates).values())
+        name: sum(node_costs(child, rates).values()) or 1  # of a leaf, nothing is known
         for name, child in called.items()
         if isinstance(child, fx.GraphModule)
     }

@@ -14,7 +14,7 @@ PACKAGE = "hybridiff_compile"
 #: What each part may import of the package, itself apart. The four in the middle never meet.
 MIDDLE = {"capture", "passes", "lower", "runtime"}
 GROUND = {"config", "errors", "arguments", "blocks"}
-TYPES = {"ir", "links", "ops", "layout"}
+TYPES = {"ir", "links", "ops", "layout", "randomness"}
 ALLOWED = {
     "errors": set(),
     "blocks": set(),
@@ -26,7 +26,7 @@ ALLOWED = {
     **{name: GROUND | TYPES | {"debug", "share", "style"} for name in MIDDLE},
     "worker": GROUND | TYPES | MIDDLE,
     "entry": GROUND | TYPES | MIDDLE | {"debug"},
-    "here": set(),
+    "here": {"randomness"},
     "quality": set(),
     "share": set(),
     "looking": GROUND | TYPES | MIDDLE | {"here"},

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from hybridiff_compile.capture.alike import check_ops
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.prediction import packed
-from hybridiff_compile.errors import CaptureError
+from hybridiff_compile.errors import CaptureError, ExportError
 from hybridiff_compile.ir import Parent, output_node
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any
                 denoiser, tuple(positional.values()), keyword, strict=False
             )
     except Exception as e:
-        raise CaptureError(_explain(denoiser, e)) from e
+        raise _explained(denoiser, e) from e
     finally:
         _forget_export(before)
     check_ops(exported.graph_module, type(denoiser).__name__)
@@ -65,7 +65,7 @@ def export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any
     values = [n.meta["val"] if isinstance(n, fx.Node) else n for n in returned]
     sizes = [size for v in values if isinstance(v, torch.Tensor) for size in v.shape]
     if not all(type(size) is int for size in sizes):
-        raise CaptureError(
+        raise ExportError(
             f"{type(denoiser).__name__} cannot be exported: the size of its prediction depends on "
             "values that it is given, of a mask, say"
         )
@@ -245,8 +245,8 @@ def _drop_idle(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _explain(denoiser: nn.Module, error: Exception) -> str:
-    """Say which line of the model stopped the export, and what to do."""
+def _explained(denoiser: nn.Module, error: Exception) -> CaptureError:
+    """What to raise: it says which line of the model stopped the export, and what to do."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     frames = [
         f
@@ -255,7 +255,7 @@ def _explain(denoiser: nn.Module, error: Exception) -> str:
     ]
     where = f" at {frames[-1].name} ({frames[-1].line})" if frames else ""
     if "Couldn't swap" in str(error):
-        return (
+        return CaptureError(
             f"{type(denoiser).__name__} cannot be exported{where}: it moves or casts its weights "
             "as it runs, as offloading and layerwise casting do, and a program's weights stay "
             "where they are; switch that off for the denoiser"
@@ -263,4 +263,4 @@ def _explain(denoiser: nn.Module, error: Exception) -> str:
     said = f"{type(error).__name__}: {' '.join(lines[:2])[:400]}"
     decides = any(word in said.lower() for word in ("data-dependent", "datadependent", "unbacked"))
     advice = " - make that line free of decisions on tensor values" if decides else ""
-    return f"{type(denoiser).__name__} cannot be exported{where}: {said}{advice}"
+    return ExportError(f"{type(denoiser).__name__} cannot be exported{where}: {said}{advice}")

@@ -78,6 +78,8 @@ def ways_to_halve(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Itera
     rows, impossible = rows_of(denoiser, call, answer)
     yield rows
     if impossible:
+        others = (other for other in _assignments(call) if other != rows)
+        yield from itertools.islice(others, _MOST_TRIES)
         raise CaptureError(
             "where the rows of its arguments are was guessed by their shapes, as it cannot be run "
             f"without values ({type(impossible).__name__}: {impossible})"

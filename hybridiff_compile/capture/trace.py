@@ -16,12 +16,13 @@ from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Rows, Signature
 from hybridiff_compile.capture.differing import same
 from hybridiff_compile.capture.exporting import export, quietly
+from hybridiff_compile.capture.leaf import leaf_graphs
 from hybridiff_compile.capture.prediction import Form
 from hybridiff_compile.capture.rows import FACTOR, rows_of, ways_to_halve
 from hybridiff_compile.capture.state import kept
 from hybridiff_compile.capture.step import step_program
 from hybridiff_compile.capture.take_rows import TakeError, take_rows
-from hybridiff_compile.errors import CaptureError
+from hybridiff_compile.errors import CaptureError, ExportError
 from hybridiff_compile.ir import StepProgram
 
 T = TypeVar("T")
@@ -41,12 +42,14 @@ class Captured:
             rows. Empty where all parts were captured together, or are calls of their own.
         form: of the answer that the pipeline expects.
         is_taken: each part has a graph of its own, taken out of that of the whole batch.
+        not_exported: why the denoiser is a leaf of the program's graph; "" if it is not.
     """
 
     program: StepProgram
     rows: Rows
     form: Form
     is_taken: bool = False
+    not_exported: str = ""
 
     def compute(self, call: DenoiserCall) -> torch.Tensor:
         """The prediction of a call's batch, part by part, as the captured step makes it."""
@@ -87,7 +90,28 @@ def capture(
     try:
         return first_that_holds(attempt, ways_to_halve(denoiser, call, answer))
     except CaptureError as e:
-        return capture_taken(denoiser, call, answer, e)
+        refused = e
+    try:
+        return capture_taken(denoiser, call, answer, refused)
+    except CaptureError:
+        if not isinstance(refused, ExportError):
+            raise
+    return _capture_leaf(denoiser, call, answer, str(refused))
+
+
+def _capture_leaf(denoiser: nn.Module, call: DenoiserCall, answer: Any, why: str) -> Captured:
+    """Take a denoiser that cannot be exported as it is, and parts of its batch for its calls.
+
+    Raises:
+        CaptureError: the parts do not add up to the batch, or it draws random numbers.
+    """
+    rows = rows_of_halves(denoiser, call, answer)
+    of = Branches.of_batch(call, rows)
+    with kept(denoiser), torch.no_grad():
+        answers = [part.given_to(denoiser) for part in of.calls]
+    program = step_program(leaf_graphs(denoiser, of.calls, answers), of.names, of.inputs_of)
+    form = Form.of(answer, type(denoiser).__name__)
+    return Captured(program, rows, form, not_exported=why)
 
 
 def capture_taken(
@@ -142,12 +166,12 @@ def capture_step(denoiser: nn.Module, step: Branches, answers: Sequence[Any]) ->
     form, *others = [Form.of(answer, name) for answer in answers]
     if any(other != form for other in others):
         raise CaptureError(f"{name} answers the calls of a step in several forms")
-    made = dict[Signature, fx.GraphModule]()
-    with kept(denoiser), quietly():
-        for call in step.calls:
-            if call.signature() not in made:
-                made[call.signature()], _ = export(denoiser, call)
-    traced = [made[call.signature()] for call in step.calls]
+    try:
+        traced = _exported(denoiser, step.calls)
+    except ExportError as e:
+        traced = leaf_graphs(denoiser, step.calls, answers)
+        program = step_program(traced, step.names, step.inputs_of)
+        return Captured(program, {}, form, not_exported=str(e))
     values = step.inputs()
     with torch.no_grad(), halving(name, "the calls of a step"):
         captured = Captured(step_program(traced, step.names, step.inputs_of), {}, form)
@@ -163,6 +187,16 @@ def capture_step(denoiser: nn.Module, step: Branches, answers: Sequence[Any]) ->
             (result - expected).abs().nan_to_num().max().item(),
         )
     return captured
+
+
+def _exported(denoiser: nn.Module, calls: Sequence[DenoiserCall]) -> list[fx.GraphModule]:
+    """The graph of each call; alike calls have the same one."""
+    made = dict[Signature, fx.GraphModule]()
+    with kept(denoiser), quietly():
+        for call in calls:
+            if call.signature() not in made:
+                made[call.signature()], _ = export(denoiser, call)
+    return [made[call.signature()] for call in calls]
 
 
 def _program(traced: fx.GraphModule, call: DenoiserCall, rows: Rows) -> StepProgram:
@@ -212,7 +246,7 @@ def first_that_holds(attempt: Callable[[Rows], T], ways: Iterable[Rows]) -> T:
             except CaptureError as e:
                 refused.append(e)
     except CaptureError as unknown:  # raised by the ways
-        raise CaptureError(f"{refused[0]}; {unknown}") from refused[0]
+        raise type(refused[0])(f"{refused[0]}; {unknown}") from refused[0]
     raise refused[0]
 
 

@@ -8,7 +8,7 @@ from typing import cast
 from torch import fx, nn
 
 from hybridiff_compile.config import Scope
-from hybridiff_compile.ir import RankProgram, Variant, clone
+from hybridiff_compile.ir import RankProgram, Variant, clone, has_leaf
 
 
 def parts(programs: Sequence[RankProgram], scope: Scope) -> list[fx.GraphModule]:
@@ -20,7 +20,7 @@ def parts(programs: Sequence[RankProgram], scope: Scope) -> list[fx.GraphModule]
     found = [p.module for p in programs]
     for _ in range(("whole", "stage", "regional").index(scope)):
         found = [child for module in found for child in children(module)]
-    return list(dict.fromkeys(found))
+    return [module for module in dict.fromkeys(found) if not has_leaf(module)]
 
 
 def children(module: fx.GraphModule) -> list[fx.GraphModule]:

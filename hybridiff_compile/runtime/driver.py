@@ -86,10 +86,11 @@ class Driver:
         Raises:
             WorkerError: the worker failed.
         """
+        programs = transfer.dump(list(peer), names)
         self._peer.update({(key, p.phase): p for p in peer})
         self._sent[key] = {}
         try:
-            self.fleet.send(messages.Load(key, transfer.dump(list(peer), names), how))
+            self.fleet.send(messages.Load(key, programs, how))
             with torch.no_grad(), one_thread(self._device):
                 finish = begin()
                 self.fleet.answer(compiles=True)

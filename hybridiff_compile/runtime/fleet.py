@@ -179,6 +179,11 @@ class Fleet:
         return None if code is None else self._how(code)
 
     @property
+    def is_own(self) -> bool:
+        """Whether this process started the worker, and so can start another."""
+        return self._process is not None
+
+    @property
     def is_open(self) -> bool:
         """Whether the worker can be spoken to."""
         return self._finalizer.alive

@@ -1,7 +1,8 @@
 """Programs on their way to a worker: graphs as tables of nodes, weights by name only.
 
 A GraphModule's own pickling traces its code again, which would run every receive in it; and it
-would carry the weights. The bytes are only ever read by a worker of the driver that wrote them.
+would carry the weights. A leaf is pickled as it is, its weights by name too. The bytes are only
+ever read by a worker of the driver that wrote them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from torch import fx
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from hybridiff_compile.ir import Parent, Shape
+from hybridiff_compile.ir import Parent, Shape, nbytes
+
+# Of tensors that a program carries with it: tables and masks have less; what has more has caught
+# another model.
+_MOST_BYTES = 1 << 30
 
 
 def dump(value: Any, names: Mapping[int, str]) -> bytes:
@@ -26,6 +31,10 @@ def dump(value: Any, names: Mapping[int, str]) -> bytes:
     Args:
         value: what to write, such as a list of RankProgram.
         names: of the published weights, by the `id` of the tensor.
+
+    Raises:
+        PicklingError: it reaches something that another process cannot have. So do other errors,
+            of whatever it reaches.
     """
     file = io.BytesIO()
     _Pickler(file, names).dump(value)
@@ -59,12 +68,25 @@ class _Row:
 class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO, names: Mapping[int, str]) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self._names = names
+        self._names, self._bytes = names, 0
 
     def persistent_id(self, obj: Any) -> str | None:
-        return self._names.get(id(obj)) if isinstance(obj, torch.Tensor) else None
+        if not isinstance(obj, torch.Tensor):
+            return None
+        name = self._names.get(id(obj))
+        self._bytes += 0 if name else nbytes(obj)
+        if self._bytes > _MOST_BYTES:
+            raise pickle.PicklingError(
+                f"it reaches over {_MOST_BYTES >> 20} MiB of tensors that are no weights of its own"
+            )
+        return name
 
     def reducer_override(self, obj: Any) -> Any:
+        if getattr(obj, "__module__", None) == "__main__" and hasattr(obj, "__qualname__"):
+            raise pickle.PicklingError(
+                f"{obj.__qualname__} is defined in the script itself, which the other process does "
+                "not run; a module that can be imported can have it"
+            )
         if isinstance(obj, torch._ops.OpOverload):
             namespace, name = obj._schema.name.split("::")
             return _op, (namespace, name, obj._overloadname)
