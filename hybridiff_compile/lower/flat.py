@@ -121,8 +121,9 @@ def flatten(module: fx.GraphModule) -> Flat:
     def weight(owner: nn.Module, name: str) -> fx.Node:
         held = _get(owner, name)
         if name not in weights:
-            before = [*inputs, *(n for n in graph.nodes if n.op != "placeholder")]
-            with graph.inserting_before(before[0] if before else None):
+            last = next(reversed(weights.values()), None)
+            # The first one goes before all that is there, the inputs too.
+            with graph.inserting_after(last) if last else graph.inserting_before(None):
                 weights[name] = graph.placeholder(f"w{len(weights)}")
             values[name] = held
         if values[name] is not held:

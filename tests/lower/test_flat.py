@@ -200,3 +200,18 @@ def test_weights_of_a_graph_without_inputs_are_lifted():
     flat = flatten(fx.GraphModule(root, graph))
     assert flat.weights == ("w",)
     assert torch.equal(flat.module(*flat.values)[0], torch.sin(torch.ones(3)))
+
+
+def test_weights_that_are_read_before_anything_else_keep_their_order():
+    root, graph = nn.Module(), fx.Graph()
+    held = {name: torch.full((2,), float(i)) for i, name in enumerate("abc")}
+    for name, tensor in held.items():
+        root.register_buffer(name, tensor)
+    a, b, c = (graph.get_attr(name) for name in held)
+    less = graph.call_function(aten.sub.Tensor, (a, b))
+    graph.output(graph.call_function(aten.div.Tensor, (less, c)))
+    part = fx.GraphModule(root, graph)
+    flat = flatten(part)
+    assert flat.weights == tuple(held)
+    (made,) = flat.module(*flat.values)
+    assert torch.equal(made, part())
