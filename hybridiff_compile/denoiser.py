@@ -32,6 +32,7 @@ from hybridiff_compile.ranks import Ranks
 from hybridiff_compile.runtime import memory
 from hybridiff_compile.runtime.driver import one_thread
 from hybridiff_compile.runtime.fleet import Start
+from hybridiff_compile.runtime.rank import TRIAL
 from hybridiff_compile.runtime.route import Route
 from hybridiff_compile.runtime.run import Run
 from hybridiff_compile.way import Asked, OneDevice, Way
@@ -214,38 +215,48 @@ class Denoiser:
         return entry
 
     def _load(self, entry: Entry, step: Branches, answers: Sequence[Any]) -> None:
-        """Give an entry to the ranks; a leaf, which another process may not bear, is tried there.
+        """Give an entry to the ranks. What is compiled, or called by another process, is tried.
 
         Raises:
-            CaptureError: it does not bear it.
+            CaptureError: the ranks answer otherwise than the denoiser did.
         """
-        known = self.ways.entries.values()
-        if not entry.not_exported:
-            self.ranks.add(entry, known)
+        is_compiled = self._config.lowering.backend != "eager"
+        if entry.not_exported:
+            self._load_leaf(entry, step, answers)
+            level = logging.WARNING if is_compiled else logging.INFO
+            text = "both ranks call the denoiser as it is; nothing of it is compiled: %s"
+            logger.log(level, text, entry.not_exported)
             return
+        self.ranks.add(entry, self.ways.entries.values())
+        if is_compiled:
+            self._try(entry, step, answers)
+
+    def _load_leaf(self, entry: Entry, step: Branches, answers: Sequence[Any]) -> None:
+        """The same of a denoiser that is no graph, which another process may not bear."""
         if self._refused:
             raise CaptureError(self._refused)
-        expected = torch.cat([entry.form.pack(answer) for answer in answers])
+        known = self.ways.entries.values()
         try:
-            driver = self.ranks.connect(known)
-            if not driver.fleet.is_own:
+            if not self.ranks.connect(known).fleet.is_own:
                 raise RuntimeError("a launcher started it, and it cannot be started again")
             self.ranks.add(entry, known)
-            result = driver.step(entry.key, Phase.SERIAL, 0, entry.parts(step).inputs())
-            check_same(result, expected, type(self.route.denoiser).__name__, together=True)
+            self._try(entry, step, answers)
         except Exception as e:  # whatever its parts say of being pickled, or a worker of its code
             self._refused = (
                 f"{entry.not_exported}; and the process of another rank cannot call it: "
                 f"{type(e).__name__}: {e}"
             )
-            self.ranks.forget([entry])
             raise CaptureError(self._refused) from e
-        is_compiled = self._config.lowering.backend != "eager"
-        logger.log(
-            logging.WARNING if is_compiled else logging.INFO,
-            "both ranks call the denoiser as it is; nothing of it is compiled: %s",
-            entry.not_exported,
-        )
+
+    def _try(self, entry: Entry, step: Branches, answers: Sequence[Any]) -> None:
+        driver = self.ranks.connect(self.ways.entries.values())
+        result = driver.step(entry.key, Phase.SERIAL, TRIAL, entry.parts(step).inputs())
+        expected = torch.cat([entry.form.pack(answer) for answer in answers])
+        try:
+            check_same(result, expected, type(self.route.denoiser).__name__, together=True)
+        except CaptureError:
+            self.ranks.forget([entry])
+            raise
 
     def forget(self) -> None:
         """Capture again: what is captured is no longer the denoiser."""

@@ -138,9 +138,9 @@ def test_a_denoiser_that_decides_by_values_runs_on_two_ranks(kind, together, bra
             expected = plain(kind, branches, words=words, together=together)
             assert torch.equal(model(words, together=together), expected)
             assert model.report.ranks == 2
-        assert len(model.report.steps) == STEPS - (not together)
-        share = [len(steps) for steps in model.report.rank_steps]
-        assert share == [len(model.report.steps)] * 2
+            assert len(model.report.steps) >= STEPS - (not together)
+            share = [len(steps) for steps in model.report.rank_steps]
+            assert share == [len(model.report.steps)] * 2
 
 
 def test_all_masks_have_one_program(caplog):

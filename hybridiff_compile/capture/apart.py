@@ -210,8 +210,9 @@ def _error(result: torch.Tensor, expected: torch.Tensor) -> float:
 def _mismatch(name: str, what: str, together: bool) -> CaptureError:
     if together:
         return CaptureError(
-            f"the exported {name} gives {what} to its own call: it computes another thing each "
-            "time, or something that is no number"
+            f"the program of {name} gives {what} to the denoiser's own answer: that computes "
+            "another thing each time, or in another process, or something that is no number; or "
+            "its compiled code is wrong"
         )
     return CaptureError(
         f"the halves of {name}'s batch, computed apart, give {what} to its batched call: its rows "

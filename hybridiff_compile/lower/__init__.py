@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from hybridiff_compile.config import Lowering
+from hybridiff_compile.errors import HybridiffError
 from hybridiff_compile.ir import RankProgram, Variant
 from hybridiff_compile.lower import compose, eager, regional
 from hybridiff_compile.lower.flat import Compiled, Flat, Run, flatten
@@ -86,7 +87,8 @@ def begin(
         how: backend, scope and mode.
         device: of this rank.
         ranks: that share the work.
-        tell: told about every part as it begins.
+        tell: told about every part as it begins. One that cannot be compiled stays a graph, and a
+            warning says so.
     """
     if how.backend == "eager":
         return lambda: [eager.lower(p) for p in programs]
@@ -109,8 +111,8 @@ def begin(
         for i, group in enumerate(groups):
             if (owner[i] == rank) is own:
                 tell(f"compiling part {i + 1} of {len(groups)}")
-                run = _compile(flats[group[0]], how, device)
-                made.update({p: Compiled(run, flats[p].keys, flats[p].values) for p in group})
+                if run := _compiled(flats[group[0]], len(group), how, device):
+                    made.update({p: Compiled(run, flats[p].keys, flats[p].values) for p in group})
 
     def finish() -> list[Variant]:
         compile_those(own=False)
@@ -128,6 +130,23 @@ def compilations() -> int:
         return 0
     inductor = counters["inductor"]
     return sum(inductor[f"fxgraph_cache_{how}"] for how in ("miss", "hit", "bypass"))
+
+
+def _compiled(flat: Flat, count: int, how: Lowering, device: torch.device) -> Run | None:
+    """A compiled part that is there so many times; None if the compiler fails, which is said."""
+    try:
+        return _compile(flat, how, device)
+    except HybridiffError:
+        raise
+    except Exception as e:  # whatever a compiler says of code that it does not know
+        logger.warning(
+            "a part of %d nodes (%d in the denoiser) cannot be compiled and runs eagerly: %s: %s",
+            len(flat.module.graph.nodes),
+            count,
+            type(e).__name__,
+            str(e).strip().partition("\n")[0][:200],
+        )
+        return None
 
 
 def _has_cuda_graphs(how: Lowering, device: torch.device) -> bool:

@@ -11,6 +11,9 @@ from hybridiff_compile import ops
 from hybridiff_compile.ir import Phase, Variant
 from hybridiff_compile.runtime.report import RankStep
 
+#: The index of a step that is of no run: programs are tried.
+TRIAL = -1
+
 
 class Rank:
     """Runs one step at a time, in the driver and in the workers alike.
@@ -73,7 +76,8 @@ class Rank:
         values["stamp"] = torch.tensor([phase, step], dtype=torch.int64)
         returned = variant.call(*(values[name] for name in variant.contract.placeholders))
         values.update({name: returned[name] for name in variant.contract.new_state})
-        self._steps.append(RankStep(step, begin, ops.last_sent(), time.monotonic()))
+        if step != TRIAL:
+            self._steps.append(RankStep(step, begin, ops.last_sent(), time.monotonic()))
         return returned
 
     def take_steps(self) -> tuple[RankStep, ...]:
