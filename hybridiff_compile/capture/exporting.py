@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from hybridiff_compile.capture.alike import check_ops
 from hybridiff_compile.capture.call import DenoiserCall
+from hybridiff_compile.capture.inlining import copy_nodes
 from hybridiff_compile.capture.prediction import packed
 from hybridiff_compile.errors import CaptureError, ExportError
 from hybridiff_compile.ir import Parent, output_node
@@ -48,6 +49,10 @@ def export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any
 
     Returns:
         It, and the exported answer: FakeTensors.
+
+    Raises:
+        ExportError: torch.export does not follow it, or not to static shapes.
+        CaptureError: its graph would not do on another rank what it does here.
     """
     positional, keyword = call.arguments
     before = set(_sources())
@@ -63,15 +68,17 @@ def export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any
     check_ops(exported.graph_module, type(denoiser).__name__)
     returned = _returned(exported, type(denoiser).__name__)
     values = [n.meta["val"] if isinstance(n, fx.Node) else n for n in returned]
-    sizes = [size for v in values if isinstance(v, torch.Tensor) for size in v.shape]
-    if not all(type(size) is int for size in sizes):
-        raise ExportError(
-            f"{type(denoiser).__name__} cannot be exported: the size of its prediction depends on "
-            "values that it is given, of a mask, say"
-        )
     assert exported.call_spec.out_spec is not None
     answer = pytree.tree_unflatten(values, exported.call_spec.out_spec)
-    return _unlift(exported, call, returned), answer
+    try:
+        graph = _unlift(exported, call, returned)
+        if any(not _is_static(node) for node in graph.graph.nodes):
+            raise ExportError(
+                "the size of a value in it depends on values that it is given, of a mask, say"
+            )
+    except ExportError as e:
+        raise ExportError(f"{type(denoiser).__name__} cannot be exported: {e}") from e
+    return graph, answer
 
 
 class _Data(TorchFunctionMode):
@@ -84,6 +91,13 @@ class _Data(TorchFunctionMode):
         if func == _DATA:
             return args[0].detach()
         return func(*args, **(kwargs or {}))
+
+
+def _is_static(node: fx.Node) -> bool:
+    """Whether the shapes of what a node makes are known; passes and compilers count on that."""
+    values = pytree.tree_leaves(node.meta.get("val"))
+    sizes = [size for v in values if isinstance(v, torch.Tensor) for size in v.shape]
+    return all(type(size) is int for size in sizes)
 
 
 def _returned(exported: torch.export.ExportedProgram, name: str) -> list[Any]:
@@ -139,7 +153,8 @@ def _unlift(
     held = {**exported.state_dict, **exported.constants}
     lifted = {s.arg.name: s.target for s in exported.graph_signature.input_specs if s.target}
     given = zip(call.names, call.leaves, strict=True)
-    graph, env, attributes = fx.Graph(), {}, {}
+    graph, attributes = fx.Graph(), dict[str, Any]()
+    env: dict[fx.Node, Any] = {}
     for node in exported.graph.nodes:
         if node.op == "placeholder" and node.name in lifted:
             name = lifted[node.name]
@@ -148,16 +163,13 @@ def _unlift(
         elif node.op == "placeholder":
             name, leaf = next(given)
             env[node] = graph.placeholder(name if isinstance(leaf, torch.Tensor) else node.name)
-        elif node.op == "output":
-            nodes = [env[n] for n in returned if isinstance(n, fx.Node)]
-            graph.output(packed(graph, nodes))
-            break
         else:
-            if node.op in ("get_attr", "call_module"):
-                attributes[node.target] = exported.graph_module.get_submodule(node.target)
-            env[node] = graph.node_copy(node, env.__getitem__)
-        # The tracer's other notes take more memory than the graph.
-        env[node].meta = {k: v for k, v in node.meta.items() if k in _KEPT_META}
+            break
+        env[node].meta = dict(node.meta)
+    copy_nodes(exported.graph_module, graph, env, attributes)
+    graph.output(packed(graph, [env[n] for n in returned if isinstance(n, fx.Node)]))
+    for node in graph.nodes:  # the tracer's other notes take more memory than the graph
+        node.meta = {k: v for k, v in node.meta.items() if k in _KEPT_META}
     _drop_idle(graph)
     return Parent(attributes, graph, class_name="Denoiser")
 
