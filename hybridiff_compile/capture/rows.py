@@ -66,11 +66,17 @@ def rows_of(
     return call.rows_by_shape(), None
 
 
-def ways_to_halve(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Iterator[Rows]:
+def ways_to_halve(
+    denoiser: nn.Module, call: DenoiserCall, answer: Any, *, by_values: bool = False
+) -> Iterator[Rows]:
     """What to try, the likeliest first; see `rows_of`.
 
     A table of two rows that is only indexed may grow without being missed. If the likeliest way
     turns out wrong by the values, it is one of those that have no rows.
+
+    Args:
+        denoiser, call, answer: as for `rows_of`.
+        by_values: a try is cheap, so that many are, where no look can be taken.
 
     Raises:
         CaptureError: what the shapes suggest did not hold, and no look could be taken.
@@ -78,8 +84,9 @@ def ways_to_halve(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Itera
     rows, impossible = rows_of(denoiser, call, answer)
     yield rows
     if impossible:
-        others = (other for other in _assignments(call) if other != rows)
-        yield from itertools.islice(others, _MOST_TRIES)
+        if by_values:
+            others = (other for other in _assignments(call) if other != rows)
+            yield from itertools.islice(others, _MOST_TRIES)
         raise CaptureError(
             "where the rows of its arguments are was guessed by their shapes, as it cannot be run "
             f"without values ({type(impossible).__name__}: {impossible})"

@@ -228,7 +228,7 @@ def rows_of_halves(denoiser: nn.Module, call: DenoiserCall, answer: Any) -> Rows
         check_halves(denoiser, call, rows, expected, partial(compute, rows=rows))
         return rows
 
-    return first_that_holds(attempt, ways_to_halve(denoiser, call, answer))
+    return first_that_holds(attempt, ways_to_halve(denoiser, call, answer, by_values=True))
 
 
 def first_that_holds(attempt: Callable[[Rows], T], ways: Iterable[Rows]) -> T:
