@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.trace import Captured, capture
 from hybridiff_compile.config import SwitchSettings
 from hybridiff_compile.errors import ConfigError, UnsupportedPipelineError
+from hybridiff_compile.ir import BRANCHES
 from hybridiff_compile.planning import fake_calls
 from hybridiff_compile.planning.architectures import Architecture
+from hybridiff_compile.share import share
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,14 @@ def first_call(pipe: Any, call: Mapping[str, Any]) -> DenoiserCall:
     if not seen[0].is_doubled():
         raise UnsupportedPipelineError(
             "the pipeline's denoiser call is no [uncond, cond] batch: pass guidance_scale > 1, or "
-            "plan by the name of its architecture."
+            "plan by the name of its architecture, which knows pipelines that make a call for each "
+            "branch."
+        )
+    if (count := seen[0].parts) != len(BRANCHES):
+        placed = Counter(share([1] * count, 2))
+        raise UnsupportedPipelineError(
+            f"a step of this pipeline has {count} branches, of which rank 0 computes {placed[0]} "
+            f"and rank 1 {placed[1]}: exact and hybrid run so. Plans are of steps of two branches; "
+            "hybridiff bench --pipe measures this one."
         )
     return seen[0]

@@ -20,6 +20,7 @@ from hybridiff_compile.planning import architectures, devices, fidelity, predict
 from hybridiff_compile.planning.devices import Device
 from hybridiff_compile.planning.report import Plan
 from tests import pipelines
+from tests.test_three_branches import Three
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,15 @@ def test_what_is_no_pipeline_is_refused() -> None:
         hybridiff_compile.plan(torch.nn.Linear(1, 1))
     with pytest.raises(UnsupportedPipelineError, match="guidance_scale"):
         hybridiff_compile.plan(models.load("tiny-sdxl"), guidance_scale=1.0)
+
+
+def test_a_plan_says_where_three_branches_are_placed() -> None:
+    class Plain(Three):
+        def set_progress_bar_config(self, **_: Any) -> None: ...
+
+    placed = "3 branches, of which rank 0 computes 2 and rank 1 1: exact and hybrid run so"
+    with pytest.raises(UnsupportedPipelineError, match=placed):
+        hybridiff_compile.plan(Plain())
 
 
 def test_settings_of_an_architecture_are_refused_before_it_is_traced(tmp_path: Path) -> None:
