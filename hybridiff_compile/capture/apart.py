@@ -30,7 +30,7 @@ _ROUNDING, _WIDE = 1e-5, 1e-6
 
 
 @contextmanager
-def halving(name: str, what: str = "half of its batch") -> Iterator[None]:
+def halving(name: str, what: str = "a part of its batch") -> Iterator[None]:
     """Within this, what a denoiser raises of a half of its batch, say, is a CaptureError."""
     try:
         yield
@@ -215,7 +215,7 @@ def _mismatch(name: str, what: str, together: bool) -> CaptureError:
             "its compiled code is wrong"
         )
     return CaptureError(
-        f"the halves of {name}'s batch, computed apart, give {what} to its batched call: its rows "
+        f"the parts of {name}'s batch, computed apart, give {what} to its batched call: its rows "
         "depend on each other, or it rounds coarsely (quantized activations), or it computes "
         "another thing each time"
     )

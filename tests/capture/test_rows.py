@@ -168,7 +168,7 @@ def test_what_half_of_a_batch_raises_is_said() -> None:
     arguments = {"sample": torch.randn(2, 3, 1), "positions": torch.tensor([1, 0])}
     call = DenoiserCall.of(tuple(arguments), tuple(arguments.values()), {})
     answer = Whole()(**arguments)
-    with pytest.raises(CaptureError, match="cannot compute half of its batch: IndexError"):
+    with pytest.raises(CaptureError, match="cannot compute a part of its batch: IndexError"):
         capture(Whole(), call, answer)
 
 

@@ -144,7 +144,7 @@ def test_denoiser_whose_rows_depend_on_each_other_is_refused():
     call = DenoiserCall.of(("sample", "text"), (torch.randn(2, 4), torch.randn(2, 4)), {})
     denoiser = Mixes()
     with pytest.raises(
-        CaptureError, match=r"halves of Mixes's batch, .*a relative difference.*rows depend on each"
+        CaptureError, match=r"parts of Mixes's batch, .*a relative difference.*rows depend on each"
     ):
         capture(denoiser, call, denoiser(*call.arguments[0].values()))
 
@@ -184,7 +184,7 @@ def test_prediction_of_another_shape_than_the_batched_one_is_refused():
         def forward(self, sample: torch.Tensor) -> torch.Tensor:
             return sample.sum(0)
 
-    with pytest.raises(CaptureError, match=r"halves of Sums\'s batch, .*shapes \(8,\) and \(4,\)"):
+    with pytest.raises(CaptureError, match=r"parts of Sums\'s batch, .*shapes \(8,\) and \(4,\)"):
         toy.capture_simple(Sums())
 
 
