@@ -1,7 +1,8 @@
 """A worker process: one rank that serves a driver until the driver is gone.
 
 Started by the driver as `python -m hybridiff_compile.worker`; under torchrun, `optimize()` calls
-`serve` on every rank but 0. It imports no diffusers and holds no pipeline, scheduler or RNG.
+`serve` on every rank but 0. It holds no pipeline, scheduler or RNG, and imports no diffusers unless
+it is given a denoiser that is a leaf.
 """
 
 from __future__ import annotations
