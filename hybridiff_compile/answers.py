@@ -155,14 +155,25 @@ class Answers:
             self.one_rank("denoiser", reason)
         if self._here.is_dry:
             raise Prepared
+        is_leaf = isinstance(way, Entry) and bool(way.not_exported)
+        if is_leaf and self._has_changed(denoiser, step):
+            return []
         answers = denoiser.compute(run, step, way, forward)
+        if is_leaf:
+            denoiser.ways.take_changes()  # by its own call, which made a table for later ones
         # Asked only after a step of ranks was launched: a GPU computes meanwhile.
-        if isinstance(way, Entry) and denoiser.ways.has_denoiser_changed():
+        elif isinstance(way, Entry) and self._has_changed(denoiser, step):
             run.withdraw()
-            self.one_rank("denoiser call", denoiser.ways.while_changed(step).reason)
             return []
         self._is_counted = True
         return answers
+
+    def _has_changed(self, denoiser: Denoiser, step: Branches) -> bool:
+        """Whether a denoiser is another one than at the run's begin; says so."""
+        if not denoiser.ways.has_denoiser_changed():
+            return False
+        self.one_rank("denoiser call", denoiser.ways.while_changed(step).reason)
+        return True
 
     def _withdraw(self) -> None:
         """The step under way is no step of the run: its calls are answered as they are."""

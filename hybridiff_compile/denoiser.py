@@ -247,6 +247,8 @@ class Denoiser:
                 f"{type(e).__name__}: {e}"
             )
             raise CaptureError(self._refused) from e
+        finally:
+            self.ways.look_again()  # an export that fails may leave something of no meaning
 
     def _try(self, entry: Entry, step: Branches, answers: Sequence[Any]) -> None:
         driver = self.ranks.connect(self.ways.entries.values())

@@ -29,6 +29,9 @@ from hybridiff_compile.way import AsItIs, Asked, OneDevice, Way
 #: numbers for some of its steps (a scale of skipped layers) has a few.
 _MOST_ALIKE = 4
 
+#: Calls of one signature that may each make a table for later ones, by the values that they have.
+_MAKE_TABLES = 8
+
 #: Calls in a row with another denoiser, after which it is taken for that for the rest of a run.
 _MOST_CHANGES = 8
 
@@ -55,6 +58,7 @@ class Ways:
         self._changes = 0  # calls in a row, of this run, in which the denoiser was another one
         self._alike: Counter[Signature] = Counter()  # of this run's calls, by their shapes
         self._found: dict[tuple[Asked, Signature], Way] = {}
+        self._as_they_are: Counter[Signature] = Counter()  # calls that were answered so
         self._looked: dict[Signature, str] = {}  # why a program cannot take a call's place, or ""
         #: By the form of a denoiser that is another one now: what it did not bear.
         self._refused: tuple[int, Mapping[tuple[Asked, Signature], Way]] = (0, {})
@@ -90,12 +94,18 @@ class Ways:
             self._refused = self._watch.form, refused
         self._found.clear()
         self._looked.clear()
+        self._as_they_are.clear()
         self._watch = None
 
     def look_again(self) -> Watch:
         """Take the denoiser as it is now for what is known."""
         self._watch = Watch(self._route.denoiser)
         return self._watch
+
+    def take_changes(self) -> None:
+        """Take what was changed meanwhile, by no one else, for what is known."""
+        if not self.are_current():
+            self.look_again()
 
     def are_current(self) -> bool:
         """Whether the denoiser is still what is known."""
@@ -144,12 +154,17 @@ class Ways:
 
     def as_it_is(self, call: DenoiserCall, batched: Callable[[], Any]) -> Any:
         """The answer of a call that nothing is known of yet; whether it has state is known then."""
-        if call.signature() in self._looked or self.has_denoiser_changed():
+        signature = call.signature()
+        self._as_they_are[signature] += 1
+        is_late = self._as_they_are[signature] > _MAKE_TABLES
+        if self._looked.get(signature) or is_late or self.has_denoiser_changed():
             return batched()
         self._begin_to_know()
-        answer, self._looked[call.signature()] = self._look(call, batched)
-        if not self.are_current():  # by that call itself, which made a table for later ones
-            self.look_again()
+        if signature in self._looked:
+            answer = batched()
+        else:
+            answer, self._looked[signature] = self._look(call, batched)
+        self.take_changes()  # by that call itself, which made a table for later ones
         return answer
 
     def _look(self, call: DenoiserCall, batched: Callable[[], Any]) -> tuple[Any, str]:

@@ -44,6 +44,20 @@ class ByPicture(ByMask):
         return super().forward(x, timestep, -text if x.mean() > 0 else text, mask)
 
 
+class Tables(ByMask):
+    """Makes a table for each number of words, when it first meets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[int, torch.Tensor] = {}
+
+    def forward(self, x: torch.Tensor, timestep: Any, text: torch.Tensor, mask: Any) -> Answer:
+        (count,) = {int(row.sum()) for row in mask}
+        if count not in self.tables:
+            self.tables[count] = torch.full((6,), 0.1 * count)
+        return super().forward(x, timestep, text + self.tables[count], mask)
+
+
 class Draws(ByMask):
     """Draws a random number."""
 
@@ -141,6 +155,16 @@ def test_a_denoiser_that_decides_by_values_runs_on_two_ranks(kind, together, bra
             assert len(model.report.steps) >= STEPS - (not together)
             share = [len(steps) for steps in model.report.rank_steps]
             assert share == [len(model.report.steps)] * 2
+
+
+def test_tables_that_its_calls_make_are_no_change_of_it(caplog):
+    pipe = Guides(Tables)
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
+        for words in (3, 2, 3, 2):
+            assert torch.equal(model(words), plain(Tables, words=words))
+            assert (model.report.ranks, model.report.unguided) == (2, 1)
+            pipe.transformer.tables.clear()  # by the user: it is captured again
+    assert "was changed" not in caplog.text
 
 
 def test_all_masks_have_one_program(caplog):
