@@ -159,6 +159,10 @@ class Answers:
         if is_leaf and self._has_changed(denoiser, step):
             return []
         answers = denoiser.compute(run, step, way, forward)
+        if isinstance(way, Entry) and (told := denoiser.unforeseen(step, way)):
+            run.withdraw()
+            self.one_rank("denoiser call", told)
+            return []
         if is_leaf:
             denoiser.ways.take_changes()  # by its own call, which made a table for later ones
         # Asked only after a step of ranks was launched: a GPU computes meanwhile.

@@ -40,6 +40,8 @@ from hybridiff_compile.ways import Ways
 
 logger = logging.getLogger(__name__)
 
+_LEAF = "cannot be exported, and was called as it is by each rank, but"
+
 
 class Denoiser:
     """What is known of a denoiser's calls.
@@ -187,6 +189,17 @@ class Denoiser:
 
         return compute
 
+    def unforeseen(self, step: Branches, entry: Entry) -> str:
+        """Why what a leaf made of a step may not be used; "" if it may. It is not asked again."""
+        if not entry.not_exported or self.ranks.driver is None:
+            return ""
+        told = self.ranks.driver.told()
+        if told:
+            self._refused = f"{type(self.route.denoiser).__name__} {_LEAF} did not bear it: {told}"
+            self.ranks.forget([entry])
+            self.ways.refuse(step, self._refused)
+        return told and self._refused
+
     @contextmanager
     def _trying(self) -> Iterator[nn.Module]:
         """Within this, the denoiser has its own forward and may be run and traced."""
@@ -253,6 +266,8 @@ class Denoiser:
     def _try(self, entry: Entry, step: Branches, answers: Sequence[Any]) -> None:
         driver = self.ranks.connect(self.ways.entries.values())
         result = driver.step(entry.key, Phase.SERIAL, TRIAL, entry.parts(step).inputs())
+        if entry.not_exported and (told := driver.told()):
+            raise CaptureError(told)
         expected = torch.cat([entry.form.pack(answer) for answer in answers])
         try:
             check_same(result, expected, type(self.route.denoiser).__name__, together=True)

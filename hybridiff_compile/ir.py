@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
@@ -214,7 +214,13 @@ class Parent(fx.GraphModule):
 
 
 class Leaf(nn.Module):
-    """A module in a graph that is called as it is: no pass and no compiler looks into it."""
+    """A module in a graph that is called as it is: no pass and no compiler looks into it.
+
+    Attributes:
+        told: what leaves of this process have met that their program did not foresee.
+    """
+
+    told: ClassVar[list[str]] = []
 
 
 def has_leaf(module: nn.Module) -> bool:

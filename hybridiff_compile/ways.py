@@ -102,6 +102,11 @@ class Ways:
         self._watch = Watch(self._route.denoiser)
         return self._watch
 
+    def refuse(self, step: Branches, reason: str) -> None:
+        """One rank runs such calls from now on."""
+        self._found |= {(asked, _place(step)): AsItIs(reason) for asked in Asked}
+        self.take_changes()
+
     def take_changes(self) -> None:
         """Take what was changed meanwhile, by no one else, for what is known."""
         if not self.are_current():

@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from hybridiff_compile import links, lower, ops
 from hybridiff_compile.config import Lowering
-from hybridiff_compile.ir import RankProgram
+from hybridiff_compile.ir import Leaf, RankProgram
 from hybridiff_compile.layout import Layout
 from hybridiff_compile.lower.device import retarget
 from hybridiff_compile.runtime import endings, memory, messages, numerics, pulse, transfer, weights
@@ -78,10 +78,14 @@ class Worker:
                 memory.trim()
             case messages.Unload(keys):
                 self._rank.unload(*keys)
-            case messages.Ask():
-                self._tell_steps()
+            case messages.Ask(of_leaves):
+                self._tell_leaves() if of_leaves else self._tell_steps()
             case messages.Status():
                 raise RuntimeError("a worker answers, it is not answered")
+
+    def _tell_leaves(self) -> None:
+        told, Leaf.told[:] = tuple(Leaf.told), []
+        messages.send(self._connection, replace(self._status(), told=told))
 
     def _tell_steps(self) -> None:
         status = replace(self._status(), steps=self._rank.take_steps())

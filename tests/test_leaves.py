@@ -2,145 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import re
-from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
-from torch import nn
 
 import hybridiff_compile
 from hybridiff_compile.errors import ConfigError
 from hybridiff_compile.runtime import transfer
-from tests import toy
+from tests import leaves
+from tests.leaves import (
+    STEPS,
+    Breaks,
+    ByMask,
+    ByPicture,
+    Counts,
+    CountsElsewhere,
+    Draws,
+    DrawsLate,
+    Fails,
+    Flagged,
+    Grows,
+    Guides,
+    Local,
+    OfScript,
+    Strays,
+    Tables,
+    plain,
+)
 from tests.reference import one_thread
-
-STEPS = 4
-
-Answer = tuple[torch.Tensor, ...]
-
-
-class ByMask(nn.Module):
-    """Reads as many words as its mask says, row by row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unet = toy.seeded(toy.Toy)
-
-    def forward(self, x: torch.Tensor, timestep: Any, text: torch.Tensor, mask: Any) -> Answer:
-        rows = []
-        for i, count in enumerate(mask.sum(1).tolist()):
-            words = text[i : i + 1, :count] if count > 1 else -text[i : i + 1]
-            rows += self.unet(x[i : i + 1], timestep, words, return_dict=False)
-        return (torch.cat(rows),)
-
-
-class ByPicture(ByMask):
-    """Decides by what it sees."""
-
-    def forward(self, x: torch.Tensor, timestep: Any, text: torch.Tensor, mask: Any) -> Answer:
-        return super().forward(x, timestep, -text if x.mean() > 0 else text, mask)
-
-
-class Tables(ByMask):
-    """Makes a table for each number of words, when it first meets it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tables: dict[int, torch.Tensor] = {}
-
-    def forward(self, x: torch.Tensor, timestep: Any, text: torch.Tensor, mask: Any) -> Answer:
-        (count,) = {int(row.sum()) for row in mask}
-        if count not in self.tables:
-            self.tables[count] = torch.full((6,), 0.1 * count)
-        return super().forward(x, timestep, text + self.tables[count], mask)
-
-
-class Draws(ByMask):
-    """Draws a random number."""
-
-    def forward(self, x: torch.Tensor, timestep: Any, text: torch.Tensor, mask: Any) -> Answer:
-        return super().forward(x, timestep, text + torch.rand(()), mask)
-
-
-class Local(ByMask):
-    """Has a function that is nowhere to be imported from."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = lambda text: 2 * text
-
-    def forward(self, x: torch.Tensor, timestep: Any, text: torch.Tensor, mask: Any) -> Answer:
-        return super().forward(x, timestep, self.scale(text), mask)
-
-
-class OfScript(ByMask):
-    """Is defined in the script that was started."""
-
-
-OfScript.__module__ = "__main__"
-
-
-class Elsewhere(ByMask):
-    """Does something else in another process."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.home = os.getpid()
-
-    @property
-    def is_home(self) -> bool:
-        return self.home == os.getpid()
-
-
-class Breaks(Elsewhere):
-    """It breaks there."""
-
-    def forward(self, x: torch.Tensor, timestep: Any, text: torch.Tensor, mask: Any) -> Answer:
-        if not self.is_home:
-            raise LookupError("this is another process")
-        return super().forward(x, timestep, text, mask)
-
-
-class Strays(Elsewhere):
-    """It computes another thing there."""
-
-    def forward(self, x: torch.Tensor, timestep: Any, text: torch.Tensor, mask: Any) -> Answer:
-        return super().forward(x, timestep, text if self.is_home else 2 * text, mask)
-
-
-class Guides:
-    """By one batch, or by a call a branch: a prompt of several words, and others of fewer."""
-
-    def __init__(self, kind: type[nn.Module], branches: int = 2) -> None:
-        self.transformer: Any = kind()
-        self.scheduler: Any = DDIMScheduler(beta_schedule="scaled_linear")
-        self.branches = branches
-
-    @torch.no_grad()
-    def __call__(self, words: int = 3, *, together: bool = False, steps: int = STEPS) -> Any:
-        g = torch.Generator().manual_seed(0)
-        x, n = torch.randn(1, 4, 8, 8, generator=g), self.branches
-        texts = torch.randn(n, 3, 6, generator=g)
-        mask = (torch.arange(3) < torch.tensor([[words], *[[1]] * (n - 1)])).long()
-        self.scheduler.set_timesteps(steps)
-        for t in self.scheduler.timesteps:
-            rows = [torch.cat([x] * n)] if together else [x] * n
-            size = n if together else 1
-            pairs = zip(rows, texts.split(size), mask.split(size), strict=True)
-            made = [self.transformer(x, t / 500.0, text, m)[0] for x, text, m in pairs]
-            c, *others = torch.cat(made).chunk(n)
-            guided = c + sum(3.0 * (c - u) for u in others)
-            x = self.scheduler.step(guided, t, x).prev_sample
-        return x
-
-
-def plain(*how: Any, **call: Any) -> torch.Tensor:
-    """What the pipeline itself makes, on one thread."""
-    with one_thread():
-        return Guides(*how)(**call)
 
 
 @pytest.mark.parametrize("branches", [2, 3])
@@ -219,6 +109,38 @@ def test_one_that_another_process_does_not_bear_runs_on_one_rank(kind, reason, t
             assert model.report.ranks == 1
     assert re.search(reason, caplog.text)
     assert caplog.text.count("one rank runs") == 1
+
+
+@pytest.mark.parametrize("kind", [Counts, CountsElsewhere, DrawsLate, Grows])
+def test_what_it_does_late_makes_no_wrong_picture(kind, caplog):
+    pipe, own = Guides(kind), Guides(kind)
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
+        for seed in range(2):
+            torch.manual_seed(seed)
+            made = model(steps=8)
+            torch.manual_seed(seed)
+            with one_thread():
+                assert torch.equal(made, own(steps=8))
+    assert "but did not bear it" in caplog.text
+
+
+def test_an_error_of_it_is_the_user_s_on_either_rank():
+    with hybridiff_compile.optimize(Guides(Fails), mode="exact") as model:
+        with pytest.raises(ValueError, match="no such mask"):
+            model(steps=8)
+        with pytest.raises(ValueError, match="no such mask"):
+            model(steps=8)
+
+
+@pytest.mark.parametrize(("where", "name"), [(leaves, "FLAG"), (Flagged, "factor")])
+def test_settings_of_modules_and_classes_reach_the_other_rank(where, name, monkeypatch):
+    for value in (3.0, 5.0):
+        monkeypatch.setattr(where, name, value)
+        with hybridiff_compile.optimize(Guides(Flagged), mode="exact") as model:
+            for last in (value, 2 * value):
+                monkeypatch.setattr(where, name, last)
+                assert torch.equal(model(steps=8), plain(Flagged, steps=8))
+                assert model.report.ranks == 2
 
 
 def test_it_carries_no_other_model_to_the_rank(monkeypatch, caplog):

@@ -11,7 +11,7 @@ import torch
 from hybridiff_compile import links, ops
 from hybridiff_compile.config import Lowering
 from hybridiff_compile.errors import WorkerError
-from hybridiff_compile.ir import Phase, RankProgram, Variant
+from hybridiff_compile.ir import Leaf, Phase, RankProgram, Variant
 from hybridiff_compile.layout import Kept, Layout, is_kept, writes
 from hybridiff_compile.runtime import messages, numerics, transfer
 from hybridiff_compile.runtime.fleet import Fleet
@@ -118,6 +118,17 @@ class Driver:
         own = ops.sent_bytes() - self._sent_before + self.fleet.sent_bytes
         steps = (self._rank.take_steps(), status.steps)
         return Traffic(own + status.sent_bytes, status.rss_mb, steps)
+
+    def told(self) -> str:
+        """What leaves of both ranks have met in the last step that was not foreseen; "" if nothing.
+
+        Waits for the worker's host.
+
+        Raises:
+            WorkerError: it died or failed.
+        """
+        own, Leaf.told[:] = tuple(Leaf.told), []
+        return next(iter((*own, *self.fleet.ask(messages.Ask(of_leaves=True)).told)), "")
 
     def release(self) -> None:
         """Give the worker up: end it, or leave it to the other models that share it."""

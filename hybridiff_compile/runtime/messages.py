@@ -85,7 +85,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Answer with a Status."""
+    """Answer with a Status that has the last steps, or what leaves have told."""
+
+    of_leaves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class Status:
 
     Attributes:
         steps: those that it ran since it was last asked; () in an answer to another message.
+        told: what its leaves have met that was not foreseen, since it was last asked.
     """
 
     sent_bytes: int
@@ -101,6 +104,7 @@ class Status:
     unwaited: int
     compilations: int = 0
     steps: tuple[RankStep, ...] = ()
+    told: tuple[str, ...] = ()
 
 
 Message = Weights | Agree | Warm | Load | Finish | Unload | Step | Ask | Status
