@@ -37,6 +37,11 @@ class Weight:
     #: torch multiplies by another kernel, of other last bits, where a weight takes a gradient.
     requires_grad: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        """From its first value to its last one."""
+        return _span(self)
+
     def view(self, storage: Any) -> torch.Tensor:
         """Return the weight as a tensor over the mapping."""
         flat = torch.empty(0, dtype=self.dtype)
@@ -125,7 +130,14 @@ def _state(module: nn.Module) -> list[tuple[Any, ...]]:
 
 
 def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    return dict((*module.named_parameters(), *module.named_buffers()))
+    """Parameters, buffers, and tensors that modules have as plain attributes: tables, views."""
+    plain = {
+        f"{path}.{name}".lstrip("."): value
+        for path, inner in module.named_modules()
+        for name, value in vars(inner).items()
+        if type(value) is torch.Tensor and value.layout is torch.strided
+    }
+    return {**plain, **dict((*module.named_parameters(), *module.named_buffers()))}
 
 
 def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str], torch.UntypedStorage]:
@@ -144,17 +156,23 @@ def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str], to
     wrapped: Manifest = {}
     for name, tensor in _weights(module).items():
         tensors.update(_opened(name, tensor, wrapped))
-    for name, tensor in tensors.items():
-        dense = torch.empty_like(tensor, device="meta")  # keeps strides, drops gaps
-        address = tensor.data_ptr() if tensor.device.type == "cpu" else 0
-        offset = end + (address - end) % _ALIGNMENT
-        shape, stride = tuple(dense.shape), dense.stride()
-        manifest[name] = Weight(offset, shape, stride, dense.dtype, tensor.requires_grad)
-        end = offset + dense.numel() * dense.element_size()
+    for group in _overlapping(tensors):
+        alone = len(group) == 1
+        start = min(_address(tensors[name]) for name in group)
+        offset = end + (start - end) % _ALIGNMENT
+        for name in group:
+            tensor = tensors[name]
+            dense = torch.empty_like(tensor, device="meta")  # keeps strides, drops gaps
+            stride = dense.stride() if alone else tensor.stride()
+            at = offset if alone else offset + _address(tensor) - start
+            shape, kind = tuple(tensor.shape), tensor.dtype
+            manifest[name] = Weight(at, shape, tuple(stride), kind, tensor.requires_grad)
+            end = max(end, at + manifest[name].nbytes)
     _reserve(path, max(end, 1))
     with path.open("r+b", buffering=0) as file:  # to write through a mapping takes ten times longer
         for name, tensor in tensors.items():
-            os.pwrite(file.fileno(), _memory(tensor.detach()), manifest[name].offset)
+            weight = manifest[name]
+            os.pwrite(file.fileno(), _memory(tensor.detach(), weight), weight.offset)
     storage: Any = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=max(end, 1))
     mapping = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()  # pyright: ignore
     for name, tensor in tensors.items():
@@ -181,19 +199,49 @@ def _opened(
 
 def _alone(weight: Weight, mapping: Any) -> torch.Tensor:
     """A weight over the mapping with a storage of its own size: a pickle writes whole storages."""
-    end = weight.offset + math.prod(weight.shape) * weight.dtype.itemsize
-    part = torch.from_numpy(mapping[weight.offset : end])
+    part = torch.from_numpy(mapping[weight.offset : weight.offset + weight.nbytes])
     return Weight(0, weight.shape, weight.stride, weight.dtype).view(part.untyped_storage())
 
 
-def _memory(tensor: torch.Tensor) -> Any:
-    """A tensor's bytes as they lie in memory, without gaps; its own where it has none."""
-    dense = torch.empty_like(tensor, device="cpu") if tensor.numel() else tensor
-    if tensor.device.type != "cpu" or dense.stride() != tensor.stride():
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.data_ptr() if tensor.device.type == "cpu" else 0
+
+
+def _overlapping(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Names of those that share memory, whose writes reach each other; each once, in order.
+
+    On another device than the CPU each is written by itself: a worker has a copy of it.
+    """
+    here = [n for n, t in tensors.items() if t.device.type == "cpu" and t.numel()]
+    groups: list[list[str]] = [[n] for n, t in tensors.items() if n not in set(here)]
+    reached = -1
+    for name in sorted(here, key=lambda n: _address(tensors[n])):
+        if _address(tensors[name]) < reached:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+        reached = max(reached, _address(tensors[name]) + _span(tensors[name]))
+    position = {name: i for i, name in enumerate(tensors)}
+    return sorted(groups, key=lambda names: min(position[n] for n in names))
+
+
+def _span(tensor: torch.Tensor | Weight) -> int:
+    """Bytes from a tensor's first value to its last one."""
+    if not math.prod(tensor.shape):
+        return 0
+    strides = tensor.stride() if isinstance(tensor, torch.Tensor) else tensor.stride
+    steps = sum((n - 1) * stride for n, stride in zip(tensor.shape, strides, strict=True))
+    return (1 + steps) * tensor.dtype.itemsize
+
+
+def _memory(tensor: torch.Tensor, weight: Weight) -> Any:
+    """A tensor's bytes as they lie in memory, laid out as a weight is."""
+    if tensor.device.type != "cpu" or weight.stride != tuple(tensor.stride()):
+        dense = torch.empty_strided(weight.shape, weight.stride, dtype=tensor.dtype)
         tensor = dense.copy_(tensor)
     start = tensor.storage_offset() * tensor.element_size()
     flat = torch.empty(0, dtype=torch.uint8)
-    return flat.set_(tensor.untyped_storage(), start, (tensor.nbytes,), (1,)).numpy()
+    return flat.set_(tensor.untyped_storage(), start, (weight.nbytes,), (1,)).numpy()
 
 
 def _reserve(path: Path, nbytes: int) -> None:
