@@ -67,8 +67,7 @@ def exact(of: Plain) -> Result:
         if not same_as:
             off = difference(tried.result, apart.result)
             wrong.append(f"off by {off:.1e} from one device that runs the branches apart")
-        if batched > _TOLERANCE and batched > _AMPLIFIED * shaken(of):
-            wrong.append(f"off by {batched:.1e} from the plain pipeline")
+        wrong += far_from_plain(batched, of)
         if (after := difference(of.made.call(STEPS), of.result)) > 0:
             wrong.append(f"off by {after:.1e} once it is restored")
     if tried.ranks < 2 and not tried.said:
@@ -102,10 +101,15 @@ def regional(of: Plain) -> Result:
     if tried.refused or tried.error:
         return finish(tried, [])
     off = difference(tried.result, of.result)
-    wrong = [f"off by {off:.1e} from the plain pipeline"] if off > _TOLERANCE else []
-    if not of.is_steady:
-        wrong = []
+    wrong = far_from_plain(off, of) if of.is_steady else []
     return finish(tried, wrong, off_batched=off if math.isfinite(off) else None)
+
+
+def far_from_plain(off: float, of: Plain) -> list[str]:
+    """What is wrong with pictures that are so far off the plain ones, relative to the largest."""
+    if off > _TOLERANCE and off > _AMPLIFIED * shaken(of):
+        return [f"off by {off:.1e} from the plain pipeline"]
+    return []
 
 
 def ill(tried: Tried, of: Plain) -> list[str]:

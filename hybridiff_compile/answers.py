@@ -163,7 +163,7 @@ class Answers:
             run.withdraw()
             self.one_rank("denoiser call", told)
             return []
-        if is_leaf:
+        if is_leaf or isinstance(way, OneDevice):
             denoiser.ways.take_changes()  # by its own call, which made a table for later ones
         # Asked only after a step of ranks was launched: a GPU computes meanwhile.
         elif isinstance(way, Entry) and self._has_changed(denoiser, step):

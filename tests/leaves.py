@@ -53,6 +53,14 @@ class Tables(ByMask):
         return super().forward(x, timestep, text + self.tables[count], mask)
 
 
+class Renews(ByMask):
+    """Has its table made again at each call, as some rotary embeddings have."""
+
+    def forward(self, x: torch.Tensor, timestep: Any, text: torch.Tensor, mask: Any) -> Answer:
+        self.register_buffer("table", torch.full((6,), 0.1), persistent=False)
+        return super().forward(x, timestep, text + self.table, mask)
+
+
 class Draws(ByMask):
     """Draws a random number."""
 

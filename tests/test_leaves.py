@@ -26,6 +26,7 @@ from tests.leaves import (
     Guides,
     Local,
     OfScript,
+    Renews,
     Strays,
     Tables,
     plain,
@@ -54,6 +55,17 @@ def test_tables_that_its_calls_make_are_no_change_of_it(caplog):
             assert torch.equal(model(words), plain(Tables, words=words))
             assert (model.report.ranks, model.report.unguided) == (2, 1)
             pipe.transformer.tables.clear()  # by the user: it is captured again
+    assert "was changed" not in caplog.text
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_table_that_is_made_again_at_each_call_is_no_change(gpus, together, caplog):
+    with hybridiff_compile.optimize(Guides(Renews), mode="exact", gpus=gpus) as model:
+        for words in (3, 2):
+            expected = plain(Renews, words=words, together=together)
+            assert torch.equal(model(words, together=together), expected)
+            assert model.report.unguided == (0 if together else 1)
     assert "was changed" not in caplog.text
 
 
