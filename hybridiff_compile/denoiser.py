@@ -26,7 +26,7 @@ from hybridiff_compile.entry import (
 )
 from hybridiff_compile.errors import CaptureError, PackageError
 from hybridiff_compile.here import Here
-from hybridiff_compile.ir import Phase
+from hybridiff_compile.ir import Leaf, Phase
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.ranks import Ranks
 from hybridiff_compile.runtime import memory
@@ -190,7 +190,11 @@ class Denoiser:
         return compute
 
     def unforeseen(self, step: Branches, entry: Entry) -> str:
-        """Why what a leaf made of a step may not be used; "" if it may. It is not asked again."""
+        """Why what a leaf made of a step may not be used; "" if it may. It is not asked again.
+
+        Raises:
+            CaptureError: the step cannot be computed as the pipeline asks either.
+        """
         if not entry.not_exported or self.ranks.driver is None:
             return ""
         told = self.ranks.driver.told()
@@ -198,6 +202,8 @@ class Denoiser:
             self._refused = f"{type(self.route.denoiser).__name__} {_LEAF} did not bear it: {told}"
             self.ranks.forget([entry])
             self.ways.refuse(step, self._refused)
+        if told.endswith(Leaf.LOST):
+            raise CaptureError(self._refused)
         return told and self._refused
 
     @contextmanager
@@ -255,9 +261,10 @@ class Denoiser:
             self.ranks.add(entry, known)
             self._try(entry, step, answers)
         except Exception as e:  # whatever its parts say of being pickled, or a worker of its code
+            name = type(self.route.denoiser).__name__
             self._refused = (
-                f"{entry.not_exported}; and the process of another rank cannot call it: "
-                f"{type(e).__name__}: {e}"
+                f"the process of another rank cannot call {name} ({type(e).__name__}: {e}), and "
+                f"{entry.not_exported}"
             )
             raise CaptureError(self._refused) from e
         finally:

@@ -218,9 +218,11 @@ class Leaf(nn.Module):
 
     Attributes:
         told: what leaves of this process have met that their program did not foresee.
+        LOST: ends what is told where it cannot be put back.
     """
 
     told: ClassVar[list[str]] = []
+    LOST: ClassVar[str] = ", which cannot be put back: the picture under way is lost"
 
 
 def has_leaf(module: nn.Module) -> bool:

@@ -56,6 +56,8 @@ class Tables(ByMask):
 class Renews(ByMask):
     """Has its table made again at each call, as some rotary embeddings have."""
 
+    table: torch.Tensor
+
     def forward(self, x: torch.Tensor, timestep: Any, text: torch.Tensor, mask: Any) -> Answer:
         self.register_buffer("table", torch.full((6,), 0.1), persistent=False)
         return super().forward(x, timestep, text + self.table, mask)
@@ -103,6 +105,8 @@ class Flagged(ByMask):
 class Late(ByMask):
     """Does at the end of a run what it did not do before; of one prompt only, if one is marked."""
 
+    seen: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
@@ -126,6 +130,13 @@ class Counts(Late):
     def late(self, text: torch.Tensor) -> torch.Tensor:
         self.count += 1
         return text * self.count
+
+
+class CountsInBuffer(Late):
+    """It counts, in a tensor."""
+
+    def late(self, text: torch.Tensor) -> torch.Tensor:
+        return text * self.seen.add_(1)
 
 
 class CountsElsewhere(Counts):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hybridiff_compile
-from hybridiff_compile.errors import ConfigError
+from hybridiff_compile.errors import CaptureError, ConfigError
 from hybridiff_compile.runtime import transfer
 from tests import leaves
 from tests.leaves import (
@@ -18,6 +18,7 @@ from tests.leaves import (
     ByPicture,
     Counts,
     CountsElsewhere,
+    CountsInBuffer,
     Draws,
     DrawsLate,
     Fails,
@@ -136,6 +137,16 @@ def test_what_it_does_late_makes_no_wrong_picture(kind, caplog):
     assert "but did not bear it" in caplog.text
 
 
+def test_what_cannot_be_put_back_is_an_error():
+    pipe, says = Guides(CountsInBuffer), r"\(CountsInBuffer.*seen\), which cannot be put back"
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
+        with pytest.raises(CaptureError, match=says):
+            model(steps=8)
+        pipe.transformer.seen.zero_()
+        assert torch.equal(model(steps=8), plain(CountsInBuffer, steps=8))
+        assert model.report.ranks == 1
+
+
 def test_an_error_of_it_is_the_user_s_on_either_rank():
     with hybridiff_compile.optimize(Guides(Fails), mode="exact") as model:
         with pytest.raises(ValueError, match="no such mask"):
@@ -194,3 +205,4 @@ def test_nothing_of_it_is_compiled(scope, caplog):
         assert torch.equal(model(), plain(ByMask))
         assert model.report.ranks == 2
     assert "nothing of it is compiled: ByMask cannot be exported" in caplog.text
+    assert "no repeated blocks" not in caplog.text

@@ -105,9 +105,8 @@ class DenoiserLeaf(Leaf):
             return ""
         before.restore()
         self._before = None
-        return f"it keeps something from call to call ({changing[0]})" + (
-            ", which cannot be put back: the picture under way is not right" if written else ""
-        )
+        lost = Leaf.LOST if written else ""
+        return f"it keeps something from call to call ({changing[0]}){lost}"
 
 
 def settings(denoiser: nn.Module) -> list[tuple[str | type, dict[str, Any]]]:

@@ -35,7 +35,7 @@ def prepare(programs: Sequence[RankProgram], how: Lowering) -> list[RankProgram]
         return list(programs)
     stages = compose.parts(programs, "stage")
     outlined = regional.outline(*stages)
-    if not any(compose.children(stage) for stage in outlined):
+    if stages and not any(compose.children(stage) for stage in outlined):
         logger.warning("scope='regional' found no repeated blocks: the denoiser runs eagerly")
     made: dict[nn.Module, nn.Module] = dict(zip(stages, outlined, strict=True))
     modules = [compose.replace(p.module, made) for p in programs]
