@@ -64,7 +64,7 @@ class Answers:
         if call.wants_gradient:  # in a callback, say; not a step of the run
             self.one_rank("denoiser call", "its gradient is asked for, and programs have none")
             return as_asked()
-        if not calls.begins_step(call) and denoiser.ways.has_denoiser_changed():
+        if not calls.begins_step(call) and denoiser.changes.have_come():
             # A guider has set it otherwise for this call of the step: it is not one of the others.
             self.one_rank("denoiser call", denoiser.ways.while_changed(Branches((call,))).reason)
             calls.note_other()
@@ -163,10 +163,12 @@ class Answers:
             run.withdraw()
             self.one_rank("denoiser call", told)
             return []
-        if is_leaf or isinstance(way, OneDevice):
-            denoiser.ways.take_changes()  # by its own call, which made a table for later ones
+        if is_leaf:
+            denoiser.changes.take()  # by its own call, which made a table for later ones
+        elif isinstance(way, OneDevice):
+            denoiser.ways.take_tables(step, way)
         # Asked only after a step of ranks was launched: a GPU computes meanwhile.
-        elif isinstance(way, Entry) and self._has_changed(denoiser, step):
+        elif self._has_changed(denoiser, step):
             run.withdraw()
             return []
         self._is_counted = True
@@ -174,7 +176,7 @@ class Answers:
 
     def _has_changed(self, denoiser: Denoiser, step: Branches) -> bool:
         """Whether a denoiser is another one than at the run's begin; says so."""
-        if not denoiser.ways.has_denoiser_changed():
+        if not denoiser.changes.have_come():
             return False
         self.one_rank("denoiser call", denoiser.ways.while_changed(step).reason)
         return True
@@ -187,7 +189,7 @@ class Answers:
 
     def _begin(self, denoiser: Denoiser, call: DenoiserCall) -> None:
         """At the first call of a run: some pipelines set their denoiser otherwise for each."""
-        if not denoiser.ways.are_current():
+        if not denoiser.changes.are_none():
             denoiser.forget()
         if self._config.mode == "asyncdiff":
             check_doubled(self._pipe, call)

@@ -15,6 +15,7 @@ from hybridiff_compile.capture.apart import check_same
 from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Signature
 from hybridiff_compile.capture.pattern import StepCalls
+from hybridiff_compile.changes import Changes
 from hybridiff_compile.config import Config
 from hybridiff_compile.debug import call_name
 from hybridiff_compile.entry import (
@@ -50,6 +51,7 @@ class Denoiser:
         route: of them.
         calls: of the run under way.
         ranks: that compute them.
+        changes: of the denoiser.
         ways: by the signature of a call, or of all calls of a step.
         is_packaged: its programs were made elsewhere, and no others may be.
         has_captured: since that was last set back.
@@ -61,8 +63,9 @@ class Denoiser:
         self.route, self.is_packaged = route, is_packaged
         self.calls = StepCalls()
         self.ranks = Ranks(route, start, config.lowering)
-        self.ways = Ways(route, self._trying, self._capture)
-        self.ranks.tell, self.ranks.moved = logger.info, self.ways.look_again
+        self.changes = Changes(route)
+        self.ways = Ways(route, self.changes, self._trying, self._capture)
+        self.ranks.tell, self.ranks.moved = logger.info, self.changes.look_again
         self.has_captured = False
         self._here, self._config, self._captures = here, config, 0
         self._refused = ""  # why another process cannot call it, if that was tried
@@ -268,7 +271,7 @@ class Denoiser:
             )
             raise CaptureError(self._refused) from e
         finally:
-            self.ways.look_again()  # an export that fails may leave something of no meaning
+            self.changes.look_again()  # an export that fails may leave something of no meaning
 
     def _try(self, entry: Entry, step: Branches, answers: Sequence[Any]) -> None:
         driver = self.ranks.connect(self.ways.entries.values())

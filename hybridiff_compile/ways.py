@@ -14,12 +14,12 @@ from hybridiff_compile.capture import listed
 from hybridiff_compile.capture.apart import check_listed
 from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Signature
-from hybridiff_compile.capture.fingerprint import Watch
 from hybridiff_compile.capture.state import kept
 from hybridiff_compile.capture.trace import capture_taken, rows_of_halves
+from hybridiff_compile.changes import Changes
 from hybridiff_compile.entry import Entry
 from hybridiff_compile.errors import CaptureError
-from hybridiff_compile.looking import look, uneven
+from hybridiff_compile.looking import MAKE_TABLES, Looks, uneven
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.randomness import random_numbers_kept, random_numbers_now
 from hybridiff_compile.runtime.route import Route
@@ -29,12 +29,6 @@ from hybridiff_compile.way import AsItIs, Asked, OneDevice, Way
 #: numbers for some of its steps (a scale of skipped layers) has a few.
 _MOST_ALIKE = 4
 
-#: Calls of one signature that may each make a table for later ones, by the values that they have.
-_MAKE_TABLES = 8
-
-#: Calls in a row with another denoiser, after which it is taken for that for the rest of a run.
-_MOST_CHANGES = 8
-
 
 class Ways:
     """The way of each signature, found by trying it once."""
@@ -42,6 +36,7 @@ class Ways:
     def __init__(
         self,
         route: Route,
+        changes: Changes,
         trying: Callable[[], AbstractContextManager[nn.Module]],
         capture: Callable[[Branches, Sequence[Any]], Entry],
     ) -> None:
@@ -49,17 +44,17 @@ class Ways:
 
         Args:
             route: to the denoiser.
+            changes: of it.
             trying: within it, the denoiser may be run, with its own forward in place.
             capture: makes programs of a step's calls and their answers, and gives them to the
                 ranks.
         """
-        self._route, self._trying, self._capture = route, trying, capture
-        self._watch: Watch | None = None
-        self._changes = 0  # calls in a row, of this run, in which the denoiser was another one
+        self._route, self._changes = route, changes
+        self._trying, self._capture = trying, capture
         self._alike: Counter[Signature] = Counter()  # of this run's calls, by their shapes
         self._found: dict[tuple[Asked, Signature], Way] = {}
         self._as_they_are: Counter[Signature] = Counter()  # calls that were answered so
-        self._looked: dict[Signature, str] = {}  # why a program cannot take a call's place, or ""
+        self._looks = Looks(trying)
         #: By the form of a denoiser that is another one now: what it did not bear.
         self._refused: tuple[int, Mapping[tuple[Asked, Signature], Way]] = (0, {})
 
@@ -75,7 +70,7 @@ class Ways:
     def begin(self) -> None:
         """A run begins."""
         self._alike.clear()
-        self._changes = 0
+        self._changes.begin()
 
     def _is_another_number(self, call: DenoiserCall) -> bool:
         """Whether this run had several calls that differ from this one in constants only."""
@@ -89,42 +84,38 @@ class Ways:
 
     def clear(self) -> None:
         """Forget what is known: the denoiser is another one."""
-        if self._watch is not None:
+        if self._changes.known is not None:
             refused = {k: way for k, way in self._found.items() if isinstance(way, AsItIs)}
-            self._refused = self._watch.form, refused
+            self._refused = self._changes.known.form, refused
         self._found.clear()
-        self._looked.clear()
+        self._looks.clear()
         self._as_they_are.clear()
-        self._watch = None
-
-    def look_again(self) -> Watch:
-        """Take the denoiser as it is now for what is known."""
-        self._watch = Watch(self._route.denoiser)
-        return self._watch
+        self._changes.known = None
 
     def refuse(self, step: Branches, reason: str) -> None:
         """One rank runs such calls from now on."""
         self._found |= {(asked, _place(step)): AsItIs(reason) for asked in Asked}
-        self.take_changes()
+        self._changes.take()
 
-    def take_changes(self) -> None:
-        """Take what was changed meanwhile, by no one else, for what is known."""
-        if not self.are_current():
-            self.look_again()
+    def take_tables(self, step: Branches, way: OneDevice) -> None:
+        """Take what the denoiser's own calls of a step changed, if it is tables for later ones.
 
-    def are_current(self) -> bool:
-        """Whether the denoiser is still what is known."""
-        known = self._found or self._looked
-        return not known or self._watch is None or self._watch.holds()
+        If it is more, such calls are answered as the pipeline asks from now on.
 
-    def has_denoiser_changed(self) -> bool:
-        """Whether the denoiser was changed since the run began: by a guider, for a call, say.
-
-        One that stays another one is not looked at again.
+        Raises:
+            CaptureError: it is more, and the calls were others than the pipeline's.
         """
-        if self._changes < _MOST_CHANGES:
-            self._changes = 0 if self.are_current() else self._changes + 1
-        return self._changes > 0
+        before = self._changes.known
+        if before is None or before.holds():
+            return
+        reason = self._looks.of_changes(step, before, self._changes.look_again())
+        if reason:
+            self.refuse(step, reason)
+        if reason and way.rows:
+            raise CaptureError(
+                f"{reason}. It began to do so within a picture, whose calls were made part by "
+                "part: that one is lost, the next ones are made as the pipeline asks."
+            )
 
     def of(
         self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], *, strict: bool
@@ -144,7 +135,7 @@ class Ways:
         place = asked, _place(step)
         # Where ranks compute, that is asked after the step was launched.
         is_asked_later = isinstance(self._found.get(place), Entry | AsItIs)
-        if not is_asked_later and self.has_denoiser_changed():
+        if not is_asked_later and self._changes.have_come():
             return self.while_changed(step), None
         self._begin_to_know()
         if place not in self._found:
@@ -152,29 +143,23 @@ class Ways:
         return self._found[place], answer
 
     def _begin_to_know(self) -> None:
-        if not (self._found or self._looked):
+        if not (self._found or self._looks):
             form, refused = self._refused
             # One that moves or casts its weights has others at each picture, to no other effect.
-            self._found = dict(refused) if self.look_again().form == form else {}
+            self._found = dict(refused) if self._changes.look_again().form == form else {}
 
     def as_it_is(self, call: DenoiserCall, batched: Callable[[], Any]) -> Any:
         """The answer of a call that nothing is known of yet; whether it has state is known then."""
         signature = call.signature()
         self._as_they_are[signature] += 1
-        is_late = self._as_they_are[signature] > _MAKE_TABLES
-        if self._looked.get(signature) or is_late or self.has_denoiser_changed():
+        is_late = self._as_they_are[signature] > MAKE_TABLES
+        if self._looks.known(call) or is_late or self._changes.have_come():
             return batched()
         self._begin_to_know()
-        if signature in self._looked:
-            answer = batched()
-        else:
-            answer, self._looked[signature] = self._look(call, batched)
-        self.take_changes()  # by that call itself, which made a table for later ones
+        is_known = self._looks.known(call) is not None
+        answer = batched() if is_known else self._looks.answer(call, batched)
+        self._changes.take()  # by that call itself, which made a table for later ones
         return answer
-
-    def _look(self, call: DenoiserCall, batched: Callable[[], Any]) -> tuple[Any, str]:
-        with self._trying() as denoiser:
-            return look(denoiser, call, batched, device_of(denoiser))
 
     def of_step(self, asked: Asked, step: Branches, *, strict: bool) -> Way:
         """How all calls of a step are answered, at the first of them.
@@ -184,7 +169,7 @@ class Ways:
         """
         place = asked, _place(step)
         known = self._found.get(place)
-        if not isinstance(known, Entry | AsItIs) and self.has_denoiser_changed():
+        if not isinstance(known, Entry | AsItIs) and self._changes.have_come():
             return self.while_changed(step)
         if known is None:
             try:
@@ -193,7 +178,7 @@ class Ways:
                 if strict:
                     raise
                 known = self._found[place] = AsItIs(str(e))
-                self.look_again()  # an export that fails may leave something of no meaning
+                self._changes.look_again()  # an export that fails may leave something of no meaning
         return known
 
     def of_list(
@@ -201,12 +186,12 @@ class Ways:
     ) -> tuple[Way, Any]:
         """How a call of several pictures in a list is answered; see `of`."""
         step = listed.parts(call)
-        if (asked, _place(step)) in self._found or self.has_denoiser_changed():
+        if (asked, _place(step)) in self._found or self._changes.have_come():
             return self.of_step(asked, step, strict=strict), None
         answer = self.as_it_is(call, batched)
         with random_numbers_kept(device_of(self._route.denoiser)):
-            reason = self._looked.get(call.signature()) or self._not_together(call, step, answer)
-            self._looked |= {part.signature(): reason for part in step.calls}
+            reason = self._looks.known(call) or self._not_together(call, step, answer)
+            self._looks.note(step, reason)
             return self.of_step(asked, step, strict=strict), answer
 
     def _not_together(self, call: DenoiserCall, step: Branches, answer: Any) -> str:
@@ -221,22 +206,13 @@ class Ways:
     def _find_step(self, asked: Asked, step: Branches) -> Way:
         with random_numbers_kept(device_of(self._route.denoiser)):
             for call in step.calls:
-                if reason := call.opaque() or self._reason(call):
+                if reason := call.opaque() or self._looks.reason(call):
                     return AsItIs(reason)
             if asked is not Asked.RANKS:
                 return OneDevice({})
             with self._trying() as denoiser, kept(denoiser), torch.no_grad():
                 answers = [call.given_to(denoiser) for call in step.calls]
             return self._capture(step, answers)
-
-    def _reason(self, call: DenoiserCall) -> str:
-        """Why a program cannot take a call's place, found out if it is not known; or ""."""
-        if call.signature() not in self._looked:
-            with self._trying() as denoiser, kept(denoiser):
-                device = device_of(denoiser)
-                _, reason = look(denoiser, call, lambda: call.given_to(denoiser), device)
-            self._looked[call.signature()] = reason
-        return self._looked[call.signature()]
 
     def while_changed(self, step: Branches) -> AsItIs:
         """How calls are answered once the denoiser is another one than at the run's begin."""
@@ -253,7 +229,8 @@ class Ways:
         self, asked: Asked, call: DenoiserCall, batched: Callable[[], Any], strict: bool
     ) -> tuple[Way, Any]:
         if asked is Asked.WHOLE and call.rows:
-            return OneDevice({}), None
+            reason = self._looks.reason(call)
+            return AsItIs(reason) if reason else OneDevice({}), None
         if reason := uneven(call) or call.opaque():
             return AsItIs(reason), None
         known = self.entries.get(call.signature())
@@ -266,9 +243,9 @@ class Ways:
             ), None
         device = device_of(self._route.denoiser)
         put_back = random_numbers_now(device)
-        answer, reason = self._look(call, batched)
+        answer = self._looks.answer(call, batched)
         try:
-            if reason:
+            if reason := self._looks.known(call):
                 raise CaptureError(reason)
             with random_numbers_kept(device):
                 way = self._shared(asked, call, answer)

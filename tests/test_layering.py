@@ -29,11 +29,15 @@ ALLOWED = {
     "here": {"randomness"},
     "quality": set(),
     "share": set(),
-    "looking": GROUND | TYPES | MIDDLE | {"here"},
+    "looking": GROUND | TYPES | MIDDLE,
     "way": GROUND | TYPES | MIDDLE | {"entry"},
-    "ways": GROUND | TYPES | MIDDLE | {"entry", "here", "looking", "way"},
+    "changes": MIDDLE,
+    "ways": GROUND | TYPES | MIDDLE | {"changes", "entry", "here", "looking", "way"},
     "ranks": GROUND | TYPES | MIDDLE | {"entry"},
-    "denoiser": GROUND | TYPES | MIDDLE | {"debug", "entry", "here", "ranks", "way", "ways"},
+    "denoiser": GROUND
+    | TYPES
+    | MIDDLE
+    | {"changes", "debug", "entry", "here", "ranks", "way", "ways"},
     "answers": GROUND | TYPES | MIDDLE | {"denoiser", "entry", "here", "looking", "way"},
     "session": GROUND | TYPES | MIDDLE | {"answers", "denoiser", "entry", "here", "ranks"},
     "package": GROUND | TYPES | MIDDLE | {"entry", "session"},

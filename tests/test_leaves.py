@@ -147,6 +147,22 @@ def test_what_cannot_be_put_back_is_an_error():
         assert model.report.ranks == 1
 
 
+@pytest.mark.parametrize("kind", [Counts, CountsInBuffer])
+def test_one_device_too_makes_no_wrong_picture_of_what_it_does_late(kind, caplog):
+    with hybridiff_compile.optimize(Guides(kind), 1, mode="exact") as model:
+        assert torch.equal(model(steps=8), plain(kind, steps=8))  # by the pipeline's own calls
+    assert "one rank runs" in caplog.text
+    pipe, own = Guides(kind), Guides(kind)
+    with hybridiff_compile.optimize(pipe, 1, mode="exact") as model:
+        with pytest.raises(CaptureError, match="that one is lost, the next ones"):
+            model(steps=8, together=True)  # by calls of one part each
+        own.transformer.load_state_dict(pipe.transformer.state_dict())
+        own.transformer.count = pipe.transformer.count
+        with one_thread():
+            expected = own(steps=8, together=True)
+        assert torch.equal(model(steps=8, together=True), expected)
+
+
 def test_an_error_of_it_is_the_user_s_on_either_rank():
     with hybridiff_compile.optimize(Guides(Fails), mode="exact") as model:
         with pytest.raises(ValueError, match="no such mask"):

@@ -76,6 +76,11 @@ class Watch:
         self._look = now
         return True
 
+    def was_written(self) -> bool:
+        """Whether a tensor that is still where it was has been written since, in place."""
+        known = self._look.tensors
+        return any(t.data_ptr() == at and writes(t) != count for t, at, count, _ in known)
+
 
 class _Look:
     """One walk through all that a denoiser reaches, and the very objects that it met there."""

@@ -13,7 +13,7 @@ import torch
 from packaging.version import Version
 
 import hybridiff_compile
-from hybridiff_compile import ways
+from hybridiff_compile import looking
 from hybridiff_compile.errors import UnsupportedPipelineError
 from tests.loads import switches
 from tests.loads.switches import apart, make
@@ -100,8 +100,8 @@ def test_after_optimize_one_rank_runs_it_and_says_why(
 
 
 def test_a_denoiser_that_casts_its_weights_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried, own, pipe = [], ways.look, switches.sd3()
-    monkeypatch.setattr(ways, "look", lambda *args: tried.append(1) or own(*args))
+    tried, own, pipe = [], looking.look, switches.sd3()
+    monkeypatch.setattr(looking, "look", lambda *args: tried.append(1) or own(*args))
     plain = switches.sd3().transformer
     OF_DENOISERS["layerwise casting"][0](pipe)
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
