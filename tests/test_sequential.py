@@ -180,7 +180,7 @@ def test_no_step_is_skipped_of_a_denoiser_that_counts_its_calls(branches, caplog
     how: dict[str, Any] = {"branches": lambda step: branches, "kind": Counts}
     with hybridiff_compile.optimize(Sequential(**how), mode="hybrid", tolerance=10.0) as model:
         made = model(steps=30)
-        assert model.report.steps_by_phase["forecast"] == 0
+        assert not model.report.steps  # it is seen before a step is taken for one of its own
     assert (made - Sequential(**how)(steps=30)).abs().max() < 1e-4
     assert "one rank runs this" in caplog.text
 
