@@ -189,8 +189,7 @@ class Answers:
 
     def _begin(self, denoiser: Denoiser, call: DenoiserCall) -> None:
         """At the first call of a run: some pipelines set their denoiser otherwise for each."""
-        if not denoiser.changes.are_none():
-            denoiser.forget()
+        denoiser.meet()
         if self._config.mode == "asyncdiff":
             check_doubled(self._pipe, call)
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hybridiff_compile import adapters
 from hybridiff_compile.capture import listed
-from hybridiff_compile.capture.apart import check_same
 from hybridiff_compile.capture.branches import Branches
 from hybridiff_compile.capture.call import DenoiserCall, Signature
 from hybridiff_compile.capture.pattern import StepCalls
@@ -28,14 +28,15 @@ from hybridiff_compile.entry import (
 from hybridiff_compile.errors import CaptureError, PackageError
 from hybridiff_compile.here import Here
 from hybridiff_compile.ir import Leaf, Phase
+from hybridiff_compile.loading import Loading
 from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.ranks import Ranks
 from hybridiff_compile.runtime import memory
 from hybridiff_compile.runtime.driver import one_thread
 from hybridiff_compile.runtime.fleet import Start
-from hybridiff_compile.runtime.rank import TRIAL
 from hybridiff_compile.runtime.route import Route
 from hybridiff_compile.runtime.run import Run
+from hybridiff_compile.structures import Structures
 from hybridiff_compile.way import Asked, OneDevice, Way
 from hybridiff_compile.ways import Ways
 
@@ -52,7 +53,6 @@ class Denoiser:
         calls: of the run under way.
         ranks: that compute them.
         changes: of the denoiser.
-        ways: by the signature of a call, or of all calls of a step.
         is_packaged: its programs were made elsewhere, and no others may be.
         has_captured: since that was last set back.
     """
@@ -64,16 +64,21 @@ class Denoiser:
         self.calls = StepCalls()
         self.ranks = Ranks(route, start, config.lowering)
         self.changes = Changes(route)
-        self.ways = Ways(route, self.changes, self._trying, self._capture)
+        self._structures = Structures(self._no_ways, self._drop, self._are_of_weights)
         self.ranks.tell, self.ranks.moved = logger.info, self.changes.look_again
         self.has_captured = False
         self._here, self._config, self._captures = here, config, 0
-        self._refused = ""  # why another process cannot call it, if that was tried
+        self._loading = Loading(route, self.ranks, self.changes, config.lowering.backend != "eager")
         self._is_doubled: dict[Signature, bool] = {}
         #: By the first call of a step: whether each step so far was that call alone; and the last
         #: one of this run.
         self._is_single: dict[Signature, bool] = {}
         self._is_single_now: dict[Signature, bool] = {}
+
+    @property
+    def ways(self) -> Ways:
+        """How its calls are answered, as it is now."""
+        return self._structures.ways
 
     def begin(self) -> StepCalls:
         """A run begins; returns its calls."""
@@ -92,7 +97,9 @@ class Denoiser:
         """Serve the one that the pipeline has now."""
         self.ranks.device = device_of(denoiser)
         if denoiser is not self.route.denoiser:
-            self.forget()
+            self._structures.clear()
+            self.ranks.forget_weights()
+            self.changes.known, self._loading.refused = None, ""
             self.route.follow(denoiser)
 
     def close(self) -> None:
@@ -202,12 +209,14 @@ class Denoiser:
             return ""
         told = self.ranks.driver.told()
         if told:
-            self._refused = f"{type(self.route.denoiser).__name__} {_LEAF} did not bear it: {told}"
+            self._loading.refused = (
+                f"{type(self.route.denoiser).__name__} {_LEAF} did not bear it: {told}"
+            )
             self.ranks.forget([entry])
-            self.ways.refuse(step, self._refused)
+            self.ways.refuse(step, self._loading.refused)
         if told.endswith(Leaf.LOST):
-            raise CaptureError(self._refused)
-        return told and self._refused
+            raise CaptureError(self._loading.refused)
+        return told and self._loading.refused
 
     @contextmanager
     def _trying(self) -> Iterator[nn.Module]:
@@ -231,69 +240,44 @@ class Denoiser:
                     if others
                     else capture_entry(module, call, answers[0], config, dump)
                 )
-            self._load(entry, step, answers)
+            self._loading.load(entry, step, answers, self.ways.entries.values())
         self.has_captured = True
         logger.info("captured %s for %d ranks", denoiser, config.gpus)
         return entry
 
-    def _load(self, entry: Entry, step: Branches, answers: Sequence[Any]) -> None:
-        """Give an entry to the ranks. What is compiled, or called by another process, is tried.
+    def meet(self) -> None:
+        """Serve the denoiser as it is now, at the begin of a run.
+
+        Where weights alone have other data, the ranks get that. For another structure (an adapter,
+        a processor) there are other programs.
 
         Raises:
-            CaptureError: the ranks answer otherwise than the denoiser did.
+            PackageError: its programs were made elsewhere, of the denoiser as it was.
         """
-        is_compiled = self._config.lowering.backend != "eager"
-        if entry.not_exported:
-            self._load_leaf(entry, step, answers)
-            level = logging.WARNING if is_compiled else logging.INFO
-            text = "both ranks call the denoiser as it is; nothing of it is compiled: %s"
-            logger.log(level, text, entry.not_exported)
+        before = self.changes.known
+        if before is not None and before.holds():
             return
-        self.ranks.add(entry, self.ways.entries.values())
-        if is_compiled:
-            self._try(entry, step, answers)
-
-    def _load_leaf(self, entry: Entry, step: Branches, answers: Sequence[Any]) -> None:
-        """The same of a denoiser that is no graph, which another process may not bear."""
-        if self._refused:
-            raise CaptureError(self._refused)
-        known = self.ways.entries.values()
-        try:
-            if not self.ranks.connect(known).fleet.is_own:
-                raise RuntimeError("a launcher started it, and it cannot be started again")
-            self.ranks.add(entry, known)
-            self._try(entry, step, answers)
-        except Exception as e:  # whatever its parts say of being pickled, or a worker of its code
-            name = type(self.route.denoiser).__name__
-            self._refused = (
-                f"the process of another rank cannot call {name} ({type(e).__name__}: {e}), and "
-                f"{entry.not_exported}"
-            )
-            raise CaptureError(self._refused) from e
-        finally:
-            self.changes.look_again()  # an export that fails may leave something of no meaning
-
-    def _try(self, entry: Entry, step: Branches, answers: Sequence[Any]) -> None:
-        driver = self.ranks.connect(self.ways.entries.values())
-        result = driver.step(entry.key, Phase.SERIAL, TRIAL, entry.parts(step).inputs())
-        if entry.not_exported and (told := driver.told()):
-            raise CaptureError(told)
-        expected = torch.cat([entry.form.pack(answer) for answer in answers])
-        try:
-            check_same(result, expected, type(self.route.denoiser).__name__, together=True)
-        except CaptureError:
-            self.ranks.forget([entry])
-            raise
-
-    def forget(self) -> None:
-        """Capture again: what is captured is no longer the denoiser."""
+        now = self.changes.look_again()
+        if before is None:
+            return
         if self.is_packaged:
             raise PackageError(
                 "the denoiser has changed since its package was loaded (weights, a LoRA, a "
                 "device); call restore(), then load() it again, or export the changed pipeline."
             )
-        if self.ways.entries:
-            logger.warning("the denoiser has changed since it was captured; it is captured again")
-        self.ranks.forget(self.ways.entries.values())
-        self.ways.clear()
-        self._refused = ""
+        self._structures.turn(before, now)
+        self.ways.begin()
+        self._loading.refused = ""
+        adapters.tensors(self.route.denoiser)  # hold the numbers of now
+        self.ranks.refresh(self.ways.entries.values())
+
+    def _no_ways(self) -> Ways:
+        return Ways(self.route, self.changes, self._trying, self._capture)
+
+    def _drop(self, ways: Ways) -> None:
+        self.ranks.forget(ways.entries.values())
+
+    def _are_of_weights(self, ways: Ways) -> bool:
+        """An engine holds the weights; a leaf has seen them, and takes a change for its own."""
+        is_engine = self._config.lowering.backend == "tensorrt"
+        return is_engine or any(entry.not_exported for entry in ways.entries.values())

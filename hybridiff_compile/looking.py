@@ -34,14 +34,6 @@ class Looks:
         self._reasons: dict[Signature, str] = {}  # why a program cannot take a call's place, or ""
         self._made_tables: Counter[Signature] = Counter()
 
-    def __len__(self) -> int:
-        return len(self._reasons)
-
-    def clear(self) -> None:
-        """Forget it: the denoiser is another one."""
-        self._reasons.clear()
-        self._made_tables.clear()
-
     def known(self, call: DenoiserCall) -> str | None:
         """Why a program cannot take a call's place, or ""; None if that is not known."""
         return self._reasons.get(call.signature())

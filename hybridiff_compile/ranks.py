@@ -13,8 +13,8 @@ from hybridiff_compile.lower.device import device_of
 from hybridiff_compile.runtime import messages
 from hybridiff_compile.runtime.driver import Driver
 from hybridiff_compile.runtime.fleet import Start, forked
+from hybridiff_compile.runtime.published import Published, Stamp
 from hybridiff_compile.runtime.route import Route
-from hybridiff_compile.runtime.weights import Published
 
 
 class Ranks:
@@ -35,7 +35,8 @@ class Ranks:
         self.tell: Callable[[str], None] = lambda text: None
         self.moved: Callable[[], object] = lambda: None
         self._start, self._how, self._pid = start, how, os.getpid()
-        self._weights: Published | None = None
+        self._have: dict[str, Stamp] = {}  # of the weights, by name
+        self._loaded: set[int] = set()  # keys of entries
         self._be_ready: Callable[[], None] = lambda: None
 
     @property
@@ -61,12 +62,14 @@ class Ranks:
         self.check_fork()
         if self.driver is not None and self.driver.fleet.is_open:
             return self.driver
-        entries, self._weights = list(entries), None
+        entries = list(entries)
+        self._have.clear()
+        self._loaded.clear()
 
         def get_ready() -> None:  # while the worker starts
             self._be_ready = lower.get_ready(self._how, self.device)
             if entries:  # tracing is slower on weights in one mapping: not before it is needed
-                self.route.published()
+                self.route.published().refresh({})
 
         self.driver = Driver(self._start(get_ready), self.device)
         if self._how.backend == "inductor":
@@ -79,14 +82,26 @@ class Ranks:
         """Load one more entry on both sides; a new worker is given the known ones as well."""
         self._load(self.connect(known), entry)
 
-    def _load(self, driver: Driver, entry: Entry) -> None:
-        shared = self._weights
-        if shared is None:
-            shared = self._weights = self.route.published()
-            assert shared.path is not None  # only just written, or kept for later workers
-            driver.fleet.ask(messages.Weights(shared.path, shared.manifest))
-            shared.mapped()
+    def refresh(self, entries: Iterable[Entry]) -> None:
+        """Let a worker that is there have the weights as they are now, and these entries."""
+        if self.driver is None or not self.driver.fleet.is_open:
+            return
+        self._send_weights(self.driver)
+        for entry in entries:
+            if entry.key not in self._loaded:
+                self._load(self.driver, entry)
+
+    def _send_weights(self, driver: Driver) -> Published:
+        shared = self.route.published()
+        if shared.refresh(self._have):
             self.moved()
+        for path, manifest, gone in shared.offer(self._have):
+            driver.fleet.ask(messages.Weights(shared.owner, path, manifest, gone))
+        shared.mapped()
+        return shared
+
+    def _load(self, driver: Driver, entry: Entry) -> None:
+        shared = self._send_weights(driver)
         how, count = self._how, len(entry.programs)
         both = [RankProgram.of(p, r) for r in range(2) for p in entry.programs.values()]
         with one_compiler:
@@ -97,13 +112,21 @@ class Ranks:
                 self._be_ready()  # as late as can be: what it waits for takes seconds
                 return lower.begin(own, how, self.device, tell=self.tell)
 
-            driver.load(entry.key, peer, shared.names, how, begin)
+            driver.load(entry.key, shared.owner, peer, shared.names, how, begin)
+        self._loaded.add(entry.key)
 
     def forget(self, entries: Iterable[Entry]) -> None:
-        """The denoiser has changed: no rank keeps its programs, nor maps its former weights."""
+        """No rank keeps these programs."""
+        keys = [entry.key for entry in entries]
         if self.driver is not None and self.driver.fleet.is_open:
-            self.driver.unload([entry.key for entry in entries])
-        self._weights = None
+            self.driver.unload(keys)
+        self._loaded.difference_update(keys)
+
+    def forget_weights(self) -> None:
+        """The worker needs no weights of this denoiser any more."""
+        if self.driver is not None and self.driver.fleet.is_open:
+            self.driver.unload((), (self.route.published().owner,))
+        self._have.clear()
 
     def close(self) -> None:
         """End the worker; the next use would start another."""

@@ -55,8 +55,6 @@ class Ways:
         self._found: dict[tuple[Asked, Signature], Way] = {}
         self._as_they_are: Counter[Signature] = Counter()  # calls that were answered so
         self._looks = Looks(trying)
-        #: By the form of a denoiser that is another one now: what it did not bear.
-        self._refused: tuple[int, Mapping[tuple[Asked, Signature], Way]] = (0, {})
 
     def __len__(self) -> int:
         return len(self._found)
@@ -82,15 +80,12 @@ class Ways:
         """Take programs that were made elsewhere."""
         self._found |= {(Asked.RANKS, signature): entry for signature, entry in entries.items()}
 
-    def clear(self) -> None:
-        """Forget what is known: the denoiser is another one."""
-        if self._changes.known is not None:
-            refused = {k: way for k, way in self._found.items() if isinstance(way, AsItIs)}
-            self._refused = self._changes.known.form, refused
-        self._found.clear()
-        self._looks.clear()
-        self._as_they_are.clear()
-        self._changes.known = None
+    def take_refusals(self, other: Ways) -> None:
+        """Take what a denoiser of the same form did not bear.
+
+        One that moves or casts its weights has others at each picture, to no other effect.
+        """
+        self._found |= {k: way for k, way in other._found.items() if isinstance(way, AsItIs)}
 
     def refuse(self, step: Branches, reason: str) -> None:
         """One rank runs such calls from now on."""
@@ -137,16 +132,9 @@ class Ways:
         is_asked_later = isinstance(self._found.get(place), Entry | AsItIs)
         if not is_asked_later and self._changes.have_come():
             return self.while_changed(step), None
-        self._begin_to_know()
         if place not in self._found:
             self._found[place], answer = self._find(asked, call, batched, strict)
         return self._found[place], answer
-
-    def _begin_to_know(self) -> None:
-        if not (self._found or self._looks):
-            form, refused = self._refused
-            # One that moves or casts its weights has others at each picture, to no other effect.
-            self._found = dict(refused) if self._changes.look_again().form == form else {}
 
     def as_it_is(self, call: DenoiserCall, batched: Callable[[], Any]) -> Any:
         """The answer of a call that nothing is known of yet; whether it has state is known then."""
@@ -155,7 +143,6 @@ class Ways:
         is_late = self._as_they_are[signature] > MAKE_TABLES
         if self._looks.known(call) or is_late or self._changes.have_come():
             return batched()
-        self._begin_to_know()
         is_known = self._looks.known(call) is not None
         answer = batched() if is_known else self._looks.answer(call, batched)
         self._changes.take()  # by that call itself, which made a table for later ones

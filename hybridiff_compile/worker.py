@@ -42,7 +42,7 @@ class Worker:
         self._device = device
         self._groups = groups
         self._rank = Rank(device)
-        self._weights: dict[str, torch.Tensor] = {}
+        self._weights: dict[int, dict[str, torch.Tensor]] = {}  # by owner
         self._finish: lower.Finish = list
         self._warming: threading.Thread | None = None
         self._to_trim = False
@@ -60,24 +60,26 @@ class Worker:
         match message:
             case messages.Step():
                 self._step(message)
-            case messages.Weights(path, manifest):
-                self._weights = weights.attach(path, manifest, self._device)
+            case messages.Weights(owner, path, manifest, gone):
+                found = weights.attach(path, manifest, self._device)
+                weights.exchange(self._weights.setdefault(owner, {}), found, gone)
                 messages.send(self._connection, self._status())
             case messages.Agree(values):
                 numerics.apply(values)
             case messages.Warm(how):  # beside the messages of a capture that is under way
                 self._warming = threading.Thread(target=lower.warm, args=(how, self._device))
                 self._warming.start()
-            case messages.Load(_, programs, how):
-                self._begin(transfer.load(programs, self._weights), how)
+            case messages.Load(_, owner, programs, how):
+                self._begin(transfer.load(programs, self._weights.get(owner, {})), how)
                 messages.send(self._connection, self._status())
             case messages.Finish(key):
                 self._rank.load(key, self._finish())
                 self._finish, self._to_trim = list, True
                 messages.send(self._connection, self._status())
                 memory.trim()
-            case messages.Unload(keys):
+            case messages.Unload(keys, owners):
                 self._rank.unload(*keys)
+                self._weights = {o: w for o, w in self._weights.items() if o not in owners}
             case messages.Ask(of_leaves):
                 self._tell_leaves() if of_leaves else self._tell_steps()
             case messages.Status():

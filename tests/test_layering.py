@@ -14,7 +14,7 @@ PACKAGE = "hybridiff_compile"
 #: What each part may import of the package, itself apart. The four in the middle never meet.
 MIDDLE = {"capture", "passes", "lower", "runtime"}
 GROUND = {"config", "errors", "arguments", "blocks"}
-TYPES = {"ir", "links", "ops", "layout", "randomness"}
+TYPES = {"ir", "links", "ops", "layout", "randomness", "adapters"}
 ALLOWED = {
     "errors": set(),
     "blocks": set(),
@@ -33,11 +33,13 @@ ALLOWED = {
     "way": GROUND | TYPES | MIDDLE | {"entry"},
     "changes": MIDDLE,
     "ways": GROUND | TYPES | MIDDLE | {"changes", "entry", "here", "looking", "way"},
+    "structures": {"capture", "ways"},
     "ranks": GROUND | TYPES | MIDDLE | {"entry"},
+    "loading": GROUND | TYPES | MIDDLE | {"changes", "entry", "ranks"},
     "denoiser": GROUND
     | TYPES
     | MIDDLE
-    | {"changes", "debug", "entry", "here", "ranks", "way", "ways"},
+    | {"changes", "debug", "entry", "here", "loading", "ranks", "structures", "way", "ways"},
     "answers": GROUND | TYPES | MIDDLE | {"denoiser", "entry", "here", "looking", "way"},
     "session": GROUND | TYPES | MIDDLE | {"answers", "denoiser", "entry", "here", "ranks"},
     "package": GROUND | TYPES | MIDDLE | {"entry", "session"},

@@ -7,8 +7,8 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.fx import graph_module
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from hybridiff_compile.adapters import as_tensors, tensors
 from hybridiff_compile.capture.alike import check_ops
 from hybridiff_compile.capture.call import DenoiserCall
 from hybridiff_compile.capture.inlining import copy_nodes
@@ -57,7 +58,11 @@ def export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any
     positional, keyword = call.arguments
     before = set(_sources())
     try:
-        with torch.no_grad(), _without_gradients(denoiser), _without_stack_traces(), _Data():
+        with ExitStack() as within:
+            for each in (_without_gradients(denoiser), _without_stack_traces(), _Data()):
+                within.enter_context(each)
+            within.enter_context(as_tensors(denoiser))
+            within.enter_context(torch.no_grad())
             exported = torch.export.export(
                 denoiser, tuple(positional.values()), keyword, strict=False
             )
@@ -71,7 +76,8 @@ def export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any
     assert exported.call_spec.out_spec is not None
     answer = pytree.tree_unflatten(values, exported.call_spec.out_spec)
     try:
-        graph = _unlift(exported, call, returned)
+        scales = {id(tensor): name for name, tensor in tensors(denoiser).items()}
+        graph = _unlift(exported, call, returned, scales)
         if any(not _is_static(node) for node in graph.graph.nodes):
             raise ExportError(
                 "the size of a value in it depends on values that it is given, of a mask, say"
@@ -144,9 +150,12 @@ def _written(exported: torch.export.ExportedProgram) -> list[str]:
 
 
 def _unlift(
-    exported: torch.export.ExportedProgram, call: DenoiserCall, returned: list[Any]
+    exported: torch.export.ExportedProgram,
+    call: DenoiserCall,
+    returned: list[Any],
+    scales: Mapping[int, str],
 ) -> fx.GraphModule:
-    """The exported graph with its weights as attributes again.
+    """The exported graph with its weights as attributes again; `scales` are names by id.
 
     `exported.module()` takes a second more for a large one, which goes into code that nobody runs.
     """
@@ -157,8 +166,10 @@ def _unlift(
     env: dict[fx.Node, Any] = {}
     for node in exported.graph.nodes:
         if node.op == "placeholder" and node.name in lifted:
-            name = lifted[node.name]
-            attributes[name] = held[name]
+            tensor = held[lifted[node.name]]
+            # The number of a lifted tensor is another one in the next export.
+            name = scales.get(id(tensor), lifted[node.name])
+            attributes[name] = tensor
             env[node] = graph.get_attr(name)
         elif node.op == "placeholder":
             name, leaf = next(given)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from hybridiff_compile.adapters import active_numbers, computes_with, containers, given
 from hybridiff_compile.capture.pipelines import Pipelines
 from hybridiff_compile.capture.place import PLAIN, Names, Place
 from hybridiff_compile.capture.reach import MOST, has_code, places
@@ -37,6 +38,11 @@ _UNREAD = frozenset(
     }
 )
 
+# On the denoiser: our own forward; what is noted there of the adapters that there are, and of how
+# they were fused.
+_UNREAD_OF_ALL = {"forward", "peft_config", "_hf_peft_config_loaded"}
+_UNREAD_OF_FUSED = {"lora_scale", "_safe_fusing"}
+
 _TORCHS = Names(functional, tuple(n for n, f in vars(functional).items() if callable(f)))
 
 
@@ -58,13 +64,15 @@ class Watch:
 
     Attributes:
         value: the fingerprint.
-        form: the same but for the weights: where they are, and what was written to them.
+        form: the same but for scales of adapters, and for all tensors: where they are, and what
+            was written to them.
+        structure: the same but for the data of parameters and buffers, the objects being the same.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._denoiser = denoiser
         self._look = look = _Look(denoiser)
-        self.value, self.form = look.value, look.form
+        self.value, self.form, self.structure = look.value, look.form, look.structure
 
     def holds(self) -> bool:
         """Whether the denoiser is as it was: milliseconds if nothing at all was exchanged."""
@@ -96,10 +104,23 @@ class _Look:
         self.named: list[tuple[Names, tuple[Any, ...]]] = []
         self.counts: list[tuple[Any, str]] = []
         self.tensors: list[Kept] = []
+        self.numbers: list[Any] = []  # scales of adapters
+        fuses = hasattr(denoiser, "fuse_lora")
+        self._unread = _UNREAD_OF_ALL | (_UNREAD_OF_FUSED if fuses else set())
         self.form = hash(tuple(self._facts()))
-        weights = tuple((address, version) for _, address, version, _ in self.tensors)
-        self.value = hash((self.form, weights))
+        # Kernels go by whether a gradient is taken, too.
+        weights = tuple(facts[1:] for facts in self.tensors)
+        self.value = hash((self.form, weights, *self.numbers))
+        self.structure = hash((self.form, *self._fixed()))
         self.types, self.lengths = [*map(type, self.objects)], [*map(len, self.containers)]
+
+    def _fixed(self) -> Iterator[tuple[int, ...]]:
+        """Of a weight which object it is, of another tensor its data, too."""
+        weights = *self.denoiser.parameters(), *self.denoiser.buffers()
+        known = {id(t) for t in (*weights, *given(self.denoiser).values())}
+        for tensor, address, version, takes in self.tensors:
+            is_weight = id(tensor) in known and version is not None
+            yield (id(tensor),) if is_weight else (address, version or 0, takes)
 
     def is_untouched(self) -> bool:
         """Whether each container holds the very same objects, by the same keys.
@@ -124,7 +145,10 @@ class _Look:
         pipelines = Pipelines()
         while todo:
             value = todo.pop()
-            if isinstance(value, PLAIN):
+            if isinstance(value, nn.Module) and (found := computes_with(value)) is not None:
+                self._watch_layer(value)
+                todo += reversed(found)
+            elif isinstance(value, PLAIN):
                 yield value if value == value else "nan"
             elif id(value) in seen or len(seen) > MOST:
                 yield type(value), seen.get(id(value))
@@ -156,8 +180,7 @@ class _Look:
     def _of_tensor(self, tensor: torch.Tensor) -> Iterator[Any]:
         for part in plain_parts(tensor):
             self.tensors.append((part, part.data_ptr(), writes(part), part.requires_grad))
-            # Kernels go by whether a gradient is taken, too.
-            yield part.dtype, str(part.device), part.shape, part.requires_grad
+            yield part.dtype, str(part.device), part.shape
             yield self._counted(part)
 
     def _counted(self, value: Any) -> str:
@@ -177,12 +200,19 @@ class _Look:
             self._watch(place.owner)
         unread: frozenset[str] = frozenset()
         if place.owner is not owner and isinstance(owner, nn.Module):
-            unread = _UNREAD | {"forward"} if owner is self.denoiser else _UNREAD
+            unread = _UNREAD | (self._unread if owner is self.denoiser else set())
         pairs = [(k, v) for k, v in zip(keys, values, strict=True) if k not in unread]
         if isinstance(owner, nn.Module):
             pairs = [(k, v) for k, v in pairs if not _is_left_over(owner, k, v)]
         yield tuple(_name(k) for k, _ in pairs)
         return [v for _, v in pairs]
+
+    def _watch_layer(self, layer: nn.Module) -> None:
+        """One with adapters: what says which of them are active; see `adapters`."""
+        self.objects.append(layer)
+        self.numbers += active_numbers(layer)
+        for container in containers(layer):
+            self._watch(container)
 
     def _watch(self, container: Any) -> None:
         self.containers.append(container)

@@ -25,6 +25,9 @@ from hybridiff_compile.layout import writes
 _ORDINARY = (torch.Tensor, nn.Parameter)  # what FakeTensors and quantised weights are not
 
 
+# Values within values that are compared.
+_DEPTH = 6
+
 #: A tensor or an iterator by its path, and how far it was.
 Written = tuple[str, Any, int | str | None]
 
@@ -163,11 +166,17 @@ def _path(path: str, key: Any, is_named: bool) -> str:
     return path if is_inner else f"{path}.{key}"
 
 
-def _same(before: Any, now: Any, by_value: bool = True, depth: int = 6) -> bool:
-    """Whether two values are one, or, by value, hold the same."""
+def _same(before: Any, now: Any, by_value: bool = True, depth: int = _DEPTH) -> bool:
+    """Whether two values are one, or, by value, hold the same.
+
+    One list is not another one of the same content: others may have it, too. (torch.export leaves
+    copies of all that modules hold.)
+    """
     if before is now:
         return True
     if type(before) is not type(now) or depth == 0:
+        return False
+    if isinstance(before, dict | list | set) and not by_value and depth < _DEPTH:
         return False
     if isinstance(before, PLAIN):
         return before == now or (before != before and now != now)

@@ -69,6 +69,7 @@ class Driver:
     def load(
         self,
         key: int,
+        owner: int,
         peer: Sequence[RankProgram],
         names: Mapping[int, str],
         how: Lowering,
@@ -78,6 +79,7 @@ class Driver:
 
         Args:
             key: of the captured signature.
+            owner: of the published weights.
             peer: rank 1's programs, one a phase.
             names: of the published weights, by id.
             how: what the worker makes of its programs.
@@ -90,7 +92,7 @@ class Driver:
         self._peer.update({(key, p.phase): p for p in peer})
         self._sent[key] = {}
         try:
-            self.fleet.send(messages.Load(key, programs, how))
+            self.fleet.send(messages.Load(key, owner, programs, how))
             with torch.no_grad(), one_thread(self._device):
                 finish = begin()
                 self.fleet.answer(compiles=True)
@@ -101,15 +103,15 @@ class Driver:
             self.fleet.close()  # it may owe an answer that nobody will read
             raise
 
-    def unload(self, keys: Sequence[int]) -> None:
-        """Forget captured signatures on both ranks."""
+    def unload(self, keys: Sequence[int], owners: Sequence[int] = ()) -> None:
+        """Forget captured signatures on both ranks, and the worker weights of these owners."""
         for key in keys:
             self._rank.unload(key)
             self._sent.pop(key, None)
             self._last_phase.pop(key, None)
             for phase in Phase:
                 self._peer.pop((key, phase), None)
-        self.fleet.send(messages.Unload(tuple(keys)))
+        self.fleet.send(messages.Unload(tuple(keys), tuple(owners)))
 
     def traffic(self) -> Traffic:
         """What both ranks have sent since the start, and their steps since this was last asked."""

@@ -21,10 +21,17 @@ FEED_GROUP = ops.group_name(0, 1)
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Map these weights, in place of any earlier ones."""
+    """Map these weights, in place of any earlier ones of their names; loaded programs have them.
 
+    Attributes:
+        owner: of the names.
+        gone: names of weights that are needed no more.
+    """
+
+    owner: int
     path: Path
     manifest: Manifest
+    gone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +52,11 @@ class Warm:
 class Load:
     """Take the programs of a captured signature, and compile this rank's share of their parts.
 
-    `programs` is `transfer.dump` of a list of RankProgram.
+    `programs` is `transfer.dump` of a list of RankProgram, whose weights are those of `owner`.
     """
 
     key: int
+    owner: int
     programs: bytes
     how: Lowering
 
@@ -62,9 +70,10 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Forget captured signatures."""
+    """Forget captured signatures, and all weights of some owners."""
 
     keys: tuple[int, ...]
+    owners: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from hybridiff_compile.runtime.weights import Published
+from hybridiff_compile.runtime.published import Published
 
 #: Handles one denoiser call: (the denoiser's own forward, args, kwargs) -> what forward returns.
 Intercept = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -129,8 +129,7 @@ class _Routed:
         return getattr, (self.denoiser, "forward")  # read before it has attributes: its class's
 
     def published(self) -> Published:
-        if self._published is None or not self._published.is_current():
-            self.close()
+        if self._published is None:
             self._published = Published(self.denoiser)
         return self._published
 

@@ -6,9 +6,8 @@ import errno
 import math
 import os
 import tempfile
-import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from hybridiff_compile import adapters
 from hybridiff_compile.errors import SpaceError
-from hybridiff_compile.layout import plain_parts, writes
-from hybridiff_compile.runtime.private import keep_private
 
 # A weight keeps its address modulo this: CPU kernels choose their path, and so their last bits, by
 # the alignment of what they read (weights mapped from a safetensors file often start at 8 mod 64).
@@ -36,6 +34,8 @@ class Weight:
     dtype: torch.dtype
     #: torch multiplies by another kernel, of other last bits, where a weight takes a gradient.
     requires_grad: bool = False
+    #: It stays on the CPU, whatever device the others are on.
+    is_on_cpu: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -69,94 +69,37 @@ class Wrapped:
 Manifest = dict[str, Weight | Wrapped]
 
 
-class Published:
-    """A module's weights in a file that workers map; see `publish`.
-
-    Attributes:
-        path: of the file; None once it is closed, after which no other worker can map it.
-        manifest: where in the file each weight lies.
-        names: of the weights, by the `id` of their tensor objects.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        """Publish them.
-
-        Raises:
-            SpaceError: the file's folder has no room for them.
-        """
-        with ExitStack() as files:
-            handle, path = files.enter_context(weights_file())
-            self.manifest, self.names, mapping = publish(module, path)
-            files.callback(keep_private, mapping, handle)
-            self.path: Path | None = path
-            self._files = files.pop_all()
-        self._module, self._state = module, _state(module)
-        _all.add(self)
-
-    def is_current(self) -> bool:
-        """Whether workers that map it now get the module's weights as they are now."""
-        return self.path is not None and self._state == _state(self._module)
-
-    def mapped(self) -> None:
-        """After a worker has mapped it: keep the file only where the module itself lies in it."""
-        if any(p.device.type != "cpu" for p in self._module.parameters()):
-            self.close()
-
-    def close(self) -> None:
-        """The file is gone; the mappings stay, this process's own as memory of its own."""
-        self.path = None
-        self._files.close()
-
-
-_all: weakref.WeakSet[Published] = weakref.WeakSet()
-
-
-def _close_all() -> None:
-    """In a forked child: what it writes to its weights is not for its parent to see."""
-    for published in list(_all):
-        published.close()
-
-
-os.register_at_fork(after_in_child=_close_all)
-
-
-def _state(module: nn.Module) -> list[tuple[Any, ...]]:
-    """Which tensors a module has for weights, where they lie, and torch's count of writes."""
-    return [
-        (name, id(tensor), tensor.requires_grad, part.data_ptr(), writes(part))
-        for name, tensor in _weights(module).items()
-        for part in plain_parts(tensor)
-    ]
-
-
-def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters, buffers, and tensors that modules have as plain attributes: tables, views."""
+def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters, buffers, what modules have as plain attributes (tables), scales of adapters."""
     plain = {
         f"{path}.{name}".lstrip("."): value
         for path, inner in module.named_modules()
         for name, value in vars(inner).items()
         if type(value) is torch.Tensor and value.layout is torch.strided
     }
-    return {**plain, **dict((*module.named_parameters(), *module.named_buffers()))}
+    own = dict((*module.named_parameters(), *module.named_buffers()))
+    return {**plain, **own, **adapters.tensors(module)}
 
 
-def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str], torch.UntypedStorage]:
-    """Write a module's weights to a file that other processes map.
+def publish(
+    weights: Mapping[str, torch.Tensor], path: Path
+) -> tuple[Manifest, torch.UntypedStorage]:
+    """Write weights to a file that other processes map.
 
-    On the CPU the module's own weights are re-pointed into the mapping, so that there is one copy;
-    on another device they stay where they are.
+    On the CPU the weights themselves are re-pointed into the mapping, so that there is one copy; on
+    another device they stay where they are.
 
     Returns:
-        The manifest, the name of each weight by the `id` of its tensor object, and the mapping.
+        The manifest, and the mapping.
 
     Raises:
         SpaceError: the file's folder has no room for them.
     """
     tensors, manifest, end = {}, {}, 0
     wrapped: Manifest = {}
-    for name, tensor in _weights(module).items():
+    for name, tensor in weights.items():
         tensors.update(_opened(name, tensor, wrapped))
-    for group in _overlapping(tensors):
+    for group in overlapping(tensors):
         alone = len(group) == 1
         start = min(_address(tensors[name]) for name in group)
         offset = end + (start - end) % _ALIGNMENT
@@ -166,7 +109,8 @@ def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str], to
             stride = dense.stride() if alone else tensor.stride()
             at = offset if alone else offset + _address(tensor) - start
             shape, kind = tuple(tensor.shape), tensor.dtype
-            manifest[name] = Weight(at, shape, tuple(stride), kind, tensor.requires_grad)
+            is_on_cpu = tensor.device.type == "cpu"
+            manifest[name] = Weight(at, shape, tuple(stride), kind, tensor.requires_grad, is_on_cpu)
             end = max(end, at + manifest[name].nbytes)
     _reserve(path, max(end, 1))
     with path.open("r+b", buffering=0) as file:  # to write through a mapping takes ten times longer
@@ -179,8 +123,7 @@ def publish(module: nn.Module, path: Path) -> tuple[Manifest, dict[int, str], to
         if tensor.device.type == "cpu":
             with torch.inference_mode(tensor.is_inference()):  # it still says that it is one
                 tensor.data = _alone(manifest[name], mapping)
-    names = {id(tensor): name for name, tensor in _weights(module).items()}
-    return {**manifest, **wrapped}, names, storage
+    return {**manifest, **wrapped}, storage
 
 
 def _opened(
@@ -207,7 +150,7 @@ def _address(tensor: torch.Tensor) -> int:
     return tensor.data_ptr() if tensor.device.type == "cpu" else 0
 
 
-def _overlapping(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+def overlapping(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
     """Names of those that share memory, whose writes reach each other; each once, in order.
 
     On another device than the CPU each is written by itself: a worker has a copy of it.
@@ -265,11 +208,30 @@ def attach(path: Path, manifest: Manifest, device: torch.device) -> dict[str, to
     found: dict[str, torch.Tensor] = {}
     for name, weight in manifest.items():
         if isinstance(weight, Weight):
-            mapped = weight.view(storage).to(device)
+            mapped = weight.view(storage)
+            mapped = (
+                mapped.clone() if weight.is_on_cpu and device.type != "cpu" else mapped.to(device)
+            )
             found[name] = mapped.requires_grad_(weight.requires_grad)
         else:
             found[name] = weight.rebuild(name, found)
     return found
+
+
+def exchange(
+    held: dict[str, torch.Tensor], found: Mapping[str, torch.Tensor], gone: Collection[str]
+) -> None:
+    """Give the tensors that are held under these names other data; whoever has them has it, too."""
+    for name in gone:
+        held.pop(name, None)
+    for name, tensor in found.items():
+        before = held.get(name)
+        if before is None or is_traceable_wrapper_subclass(tensor):
+            held[name] = tensor
+        else:
+            with torch.no_grad():
+                before.requires_grad_(tensor.requires_grad)
+                before.data = tensor.data
 
 
 @contextmanager

@@ -31,7 +31,9 @@ def save_lora(folder: Path, seed: int) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("controlled", [False, True], ids=["alone", "controlled"])
-def test_every_form_of_a_lora(controlled: bool, tmp_path: Path) -> None:
+def test_every_form_of_a_lora(
+    controlled: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     files = [save_lora(tmp_path / name, seed) for seed, name in enumerate(("first", "second"))]
 
     def build() -> Any:
@@ -57,6 +59,8 @@ def test_every_form_of_a_lora(controlled: bool, tmp_path: Path) -> None:
         "deleted": lambda p: p.delete_adapters("second"),
         "unloaded": lambda p: p.unload_lora_weights(),
     }
+    new = {"loaded", "another", "both"}  # all others are states that there were before
+    caplog.set_level("INFO")
     seen = [apart(plain, **call)]
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
         assert torch.equal(make(model, **call), seen[0])
@@ -64,12 +68,39 @@ def test_every_form_of_a_lora(controlled: bool, tmp_path: Path) -> None:
             for each in (pipe, plain):
                 change(each)
             expected = apart(plain, **call)
+            caplog.clear()
             assert torch.equal(make(model, **call), expected), name
             assert model.report.ranks == 2
+            captured = [r.message.startswith("captured ") for r in caplog.records].count(True)
+            assert captured == (name in new), name
             moved = (expected - seen[-1]).abs().max()
             assert name in ("fused", "unfused") or moved > 1e-3, name
             seen.append(expected)
     assert (seen[-1] - seen[0]).abs().max() < 1e-3  # to fuse and to unfuse rounds the weights
+
+
+def test_another_scale_is_captured_no_second_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = save_lora(tmp_path, 0)
+    pipe, plain = switches.sdxl(), switches.sdxl()
+    for each in (pipe, plain):
+        each.load_lora_weights(file, adapter_name="first")
+    caplog.set_level("INFO")
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
+        seen = []
+        for scale in (1.0, 0.3, {"unet": {"up": 0.2, "down": 1.0}}, 1.0):
+            for each in (pipe, plain):
+                each.set_adapters("first", scale)
+            seen.append(apart(plain))
+            assert torch.equal(make(model), seen[-1])
+            assert model.report.ranks == 2
+    assert torch.equal(seen[0], seen[3])
+    assert (seen[0] - seen[1]).abs().max() > 1e-3
+    assert [r.message.startswith("captured ") for r in caplog.records].count(True) == 1
+    assert all(
+        type(n) is float for m in pipe.unet.modules() for n in getattr(m, "scaling", {}).values()
+    )
 
 
 def test_scale_of_a_call_and_a_lora_loaded_before(tmp_path: Path) -> None:

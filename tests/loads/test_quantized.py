@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import hybridiff_compile
-from hybridiff_compile.runtime.weights import Wrapped, attach, publish
+from hybridiff_compile.runtime.weights import Wrapped, attach, publish, weights_of
 from tests.loads import switches
 from tests.loads.quantized import Int8, quantize
 from tests.loads.switches import apart, make
@@ -59,10 +59,10 @@ def test_parts_are_mapped_once(tmp_path: Path) -> None:
     expected = [weight.clone() for weight in module.parameters()]
     quantize(module)
     (file := tmp_path / "weights").touch()
-    manifest, names, _ = publish(module, file)
+    manifest, _ = publish(weights_of(module), file)
     assert isinstance(manifest["0.weight"], Wrapped)
     found = attach(file, manifest, torch.device("cpu"))
-    assert {names[id(weight)] for weight in module.parameters()} <= found.keys()
+    assert dict(module.named_parameters()).keys() <= found.keys()
     for (name, own), was in zip(module.named_parameters(), expected, strict=True):
         mapped = found[name]
         if not isinstance(own, Int8):

@@ -76,12 +76,14 @@ class Served:
                 1, Worker(cast(Connection, theirs), CPU, ranks.groups[1]).serve
             )
         captured = toy.captured()
-        manifest, names, _ = weights.publish(captured.program.graphs[0], file)
-        self.fleet.ask(messages.Weights(file, manifest))
+        held = weights.weights_of(captured.program.graphs[0])
+        manifest, _ = weights.publish(held, file)
+        self.fleet.ask(messages.Weights(0, file, manifest))
+        names = {id(tensor): name for name, tensor in held.items()}
         programs = build_programs(captured.program, "paper").values()
         own, peer = ([RankProgram.of(p, rank) for p in programs] for rank in (0, 1))
         how = Lowering()
-        self.driver.load(KEY, peer, names, how, lambda: lower.begin(own, how, CPU))
+        self.driver.load(KEY, 0, peer, names, how, lambda: lower.begin(own, how, CPU))
 
     def step(self, phase: Phase, step: int, values: dict[str, torch.Tensor]) -> torch.Tensor:
         return self._ranks.start(0, self.driver.step, KEY, phase, step, values).result(60)

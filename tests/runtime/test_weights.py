@@ -2,13 +2,16 @@ import errno
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from hybridiff_compile.errors import SpaceError
-from hybridiff_compile.runtime.weights import Published, Weight, attach, publish, weights_file
+from hybridiff_compile.runtime import weights
+from hybridiff_compile.runtime.published import Published, Stamp
+from hybridiff_compile.runtime.weights import Weight, attach, weights_file
 
 CPU = torch.device("cpu")
 
@@ -40,10 +43,22 @@ def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return dict((*module.named_parameters(), *module.named_buffers()))
 
 
+def take(published: Published, have: dict[str, Stamp]) -> dict[str, torch.Tensor]:
+    """What a worker lacks, as it maps it."""
+    found = dict[str, torch.Tensor]()
+    for path, manifest, _ in published.offer(have):
+        found |= attach(path, manifest, CPU)
+    return found
+
+
+def publish(module: nn.Module, path: Path) -> weights.Manifest:
+    return weights.publish(tensors(module), path)[0]
+
+
 def test_attached_weights_have_the_bits_of_the_published_ones(file):
     module = Odd()
     before = {n: t.detach().clone() for n, t in tensors(module).items()}
-    manifest, *_ = publish(module, file)
+    manifest = publish(module, file)
     attached = attach(file, manifest, CPU)
     assert attached.keys() == before.keys()
     for name, tensor in before.items():
@@ -54,7 +69,7 @@ def test_attached_weights_have_the_bits_of_the_published_ones(file):
 
 def test_there_is_one_copy_a_write_is_seen_on_the_other_side(file):
     module = Odd()
-    manifest, *_ = publish(module, file)
+    manifest = publish(module, file)
     attached = attach(file, manifest, CPU)
     with torch.no_grad():
         module.conv.weight.fill_(3.0)
@@ -67,7 +82,7 @@ def test_there_is_one_copy_a_write_is_seen_on_the_other_side(file):
 
 def test_mapping_outlives_its_file(file):
     module = Odd()
-    manifest, *_ = publish(module, file)
+    manifest = publish(module, file)
     attached = attach(file, manifest, CPU)
     file.unlink()
     with torch.no_grad():
@@ -77,7 +92,7 @@ def test_mapping_outlives_its_file(file):
 
 def test_strides_are_kept(file):
     module = Odd()
-    manifest, *_ = publish(module, file)
+    manifest = publish(module, file)
     attached = attach(file, manifest, CPU)
     assert attached["conv.weight"].is_contiguous(memory_format=torch.channels_last)
     assert module.conv.weight.is_contiguous(memory_format=torch.channels_last)
@@ -87,19 +102,22 @@ def test_strides_are_kept(file):
 
 def test_tied_parameters_stay_tied_and_travel_once(file):
     module = Odd()
-    manifest, names, _ = publish(module, file)
+    manifest = publish(module, file)
     assert "head.weight" not in manifest
     assert module.head.weight is module.token.weight
-    assert names[id(module.head.weight)] == "token.weight"
-    assert len(names) == len(manifest) == len(tensors(module))
+    published = Published(module)
+    published.refresh({})
+    assert published.names[id(module.head.weight)] == "token.weight"
+    assert len(published.names) == len(manifest) == len(tensors(module))
 
 
-def test_parameters_stay_the_same_objects(file):
+def test_parameters_stay_the_same_objects():
     module = Odd()
     before = {n: (id(t), t.requires_grad) for n, t in tensors(module).items()}
-    _, names, _ = publish(module, file)
+    published = Published(module)
+    assert published.refresh({})
     assert {n: (id(t), t.requires_grad) for n, t in tensors(module).items()} == before
-    assert names == {i: n for n, (i, _) in before.items()}
+    assert published.names == {i: n for n, (i, _) in before.items()}
 
 
 def test_weights_do_not_overlap_and_keep_their_alignment(file):
@@ -107,7 +125,7 @@ def test_weights_do_not_overlap_and_keep_their_alignment(file):
     unaligned = torch.empty(33).view(-1)[1:].detach()
     module.narrow.bias = nn.Parameter(unaligned)  # at 4 mod 64, as in a mapped file
     places = {n: t.data_ptr() % 64 for n, t in tensors(module).items()}
-    manifest, *_ = publish(module, file)
+    manifest = publish(module, file)
     end = 0
     for name, weight in manifest.items():
         assert isinstance(weight, Weight)
@@ -120,9 +138,9 @@ def test_weights_do_not_overlap_and_keep_their_alignment(file):
 
 def test_publishing_again_moves_the_weights_to_the_new_file(file, tmp_path):
     module = Odd()
-    first, *_ = publish(module, file)
+    first = publish(module, file)
     old = attach(file, first, CPU)
-    second, *_ = publish(module, tmp_path / "again")
+    second = publish(module, tmp_path / "again")
     new = attach(tmp_path / "again", second, CPU)
     with torch.no_grad():
         module.conv.weight.fill_(5.0)
@@ -131,8 +149,10 @@ def test_publishing_again_moves_the_weights_to_the_new_file(file, tmp_path):
 
 
 def test_module_without_weights_can_be_published(file):
-    manifest, names, _ = publish(nn.Identity(), file)
-    assert attach(file, manifest, CPU) == names == {}
+    assert attach(file, publish(nn.Identity(), file), CPU) == {}
+    published = Published(nn.Identity())
+    assert not published.refresh({})
+    assert published.names == {}
 
 
 def test_room_for_the_weights_is_taken_before_they_are_written(file, monkeypatch):
@@ -188,8 +208,8 @@ def test_closed_weights_are_private_memory_in_the_same_place():
     with torch.inference_mode():
         module.register_buffer("inferred", torch.ones(5))
     published = Published(module)
-    assert published.path is not None
-    attached = attach(published.path, published.manifest, CPU)
+    published.refresh({})
+    attached = take(published, {})
     alias = module.conv.weight.data
     with torch.no_grad():
         module.conv.weight.fill_(3.0)
@@ -211,7 +231,7 @@ def test_closed_weights_are_private_memory_in_the_same_place():
     assert attached["steps"] == 12
     assert module.inferred.is_inference()  # pyright: ignore
     assert {n: t.data_ptr() for n, t in tensors(module).items()} == places
-    assert published.path is None
+    assert not list(published.offer({}))
     published.close()  # the second time it does nothing: its handle may be another file's
 
 
@@ -220,7 +240,9 @@ def test_weights_published_and_closed_again_and_again_leave_one_mapping():
     for value in range(4):
         with torch.no_grad():
             module.conv.weight.fill_(value)
-        Published(module).close()
+        published = Published(module)
+        published.refresh({})
+        published.close()
         counts.append((names_in_maps() - before, open_files()))
         assert (module.conv.weight == value).all()
     assert counts == [(1, counts[0][1])] * 4
@@ -233,6 +255,7 @@ def test_weights_stay_as_they_are_where_the_system_gives_no_private_memory(monke
     module = Odd()
     before = {n: (t.data_ptr(), t.detach().clone()) for n, t in tensors(module).items()}
     published = Published(module)
+    published.refresh({})
     places = {n: t.data_ptr() for n, t in tensors(module).items()}
     monkeypatch.setattr("mmap.mmap", full)
     published.close()
@@ -240,3 +263,87 @@ def test_weights_stay_as_they_are_where_the_system_gives_no_private_memory(monke
     for name, tensor in tensors(module).items():
         assert tensor.data_ptr() == places[name]
         assert torch.equal(tensor, before[name][1])
+
+
+def test_only_what_is_another_one_is_written_again():
+    module, have = Odd(), dict[str, Stamp]()
+    published = Published(module)
+    assert published.refresh(have)
+    held = take(published, have)
+    assert not published.refresh(have)
+    with torch.no_grad():
+        module.conv.weight.fill_(3.0)  # in place: the worker has it
+    assert not published.refresh(have)
+    assert take(published, have) == {}
+    assert (held["conv.weight"] == 3).all()
+    module.conv.weight.data = torch.full_like(module.conv.weight, 4.0)  # as merged adapters do
+    assert published.refresh(have)
+    found = take(published, have)
+    assert found.keys() == {"conv.weight"}
+    weights.exchange(held, found, ())
+    with torch.no_grad():
+        module.conv.weight.add_(1.0)
+    assert (held["conv.weight"] == 5).all()
+    assert take(published, have) == {}
+
+
+def test_another_worker_is_given_all_that_is_current():
+    module = Odd()
+    published = Published(module)
+    published.refresh({})
+    module.conv.weight.data = torch.full_like(module.conv.weight, 4.0)
+    published.refresh({})
+    found = take(published, {})
+    assert found.keys() == tensors(module).keys()
+    for name, tensor in tensors(module).items():
+        assert torch.equal(found[name], tensor)
+
+
+def test_a_weight_that_moves_to_another_path_keeps_its_name_and_one_that_is_gone_is_told():
+    module: Any = nn.Sequential(nn.Linear(2, 2, bias=False))
+    have = dict[str, Stamp]()
+    published = Published(module)
+    published.refresh(have)
+    first = take(published, have)["0.weight"]
+    module[0] = nn.Sequential(module[0], nn.Linear(2, 2, bias=False))
+    module.add_module("other", nn.Linear(2, 2, bias=False))
+    assert published.refresh(have)
+    assert take(published, have).keys() == {"0.1.weight", "other.weight"}
+    assert published.names[id(module[0][0].weight)] == "0.weight"
+    new = nn.Linear(2, 2, bias=False)
+    module[0] = new  # at the old path, whose name is free again
+    published.refresh(have)
+    ((path, manifest, gone),) = published.offer(have)
+    assert gone == ("0.1.weight",)
+    found = attach(path, manifest, CPU)
+    assert torch.equal(found["0.weight"], new.weight)
+    assert not torch.equal(first, new.weight)
+
+
+def test_files_that_nobody_needs_are_closed():
+    module, have = Odd(), dict[str, Stamp]()
+    published, before = Published(module), open_files()
+    for value in range(30):
+        module.conv.weight.data = torch.full_like(module.conv.weight, value)
+        published.refresh(have)
+        take(published, have)
+        assert open_files() - before == (1 if value == 0 else 2)
+
+
+def test_weights_of_one_memory_stay_in_one():
+    module, have = nn.Linear(4, 4), dict[str, Stamp]()
+    whole = torch.arange(20.0)
+    module.weight.data, module.bias.data = whole[:16].view(4, 4), whole[12:16]
+    published = Published(module)
+    published.refresh(have)
+    held = take(published, have)
+    module.bias.data = whole = torch.arange(10.0)
+    module.weight.data = torch.ones(4, 4)
+    module.bias.data = module.weight.data[3]
+    published.refresh(have)
+    weights.exchange(held, take(published, have), ())
+    with torch.no_grad():
+        module.weight[3].fill_(7.0)
+    assert (module.bias == 7).all()
+    assert (held["bias"] == 7).all()
+    assert (held["weight"][3] == 7).all()
