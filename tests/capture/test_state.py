@@ -87,6 +87,15 @@ def test_features_of_a_call_before_are_found_too():
     assert tried(denoiser)[1]
 
 
+def test_a_copy_of_a_list_is_no_change_but_the_list_is_put_back():
+    denoiser = Base()
+    inner, state = denoiser.counts["calls"], State.of(denoiser)
+    denoiser.counts["calls"] = list(inner)  # as torch.export leaves it; another may have that list
+    assert state.changes() == []
+    state.restore()
+    assert denoiser.counts["calls"] is inner
+
+
 def test_state_is_put_back_by_identity():
     denoiser = Base()
     inner, state = denoiser.counts["calls"], State.of(denoiser)

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionXLControlNetPipeline, StableDiffusionXLPipe
 from diffusers.utils import convert_state_dict_to_diffusers
 
 import hybridiff_compile
+from hybridiff_compile import adapters
 from tests.loads import switches
 from tests.loads.switches import apart, make
 
@@ -101,6 +102,17 @@ def test_another_scale_is_captured_no_second_time(
     assert all(
         type(n) is float for m in pipe.unet.modules() for n in getattr(m, "scaling", {}).values()
     )
+
+
+def test_one_device_holds_the_scale_of_now(tmp_path: Path) -> None:
+    pipe = switches.sdxl()
+    pipe.load_lora_weights(save_lora(tmp_path, 0), adapter_name="first")
+    with hybridiff_compile.optimize(pipe, 1, mode="exact") as model:
+        make(model)
+        held = next(iter(adapters.tensors(pipe.unet).values()))  # as a program of it has it
+        pipe.set_adapters("first", 0.25)
+        make(model)
+        assert held.item() == 0.25
 
 
 def test_scale_of_a_call_and_a_lora_loaded_before(tmp_path: Path) -> None:

@@ -347,3 +347,41 @@ def test_weights_of_one_memory_stay_in_one():
     assert (module.bias == 7).all()
     assert (held["bias"] == 7).all()
     assert (held["weight"][3] == 7).all()
+
+
+def test_a_weight_that_comes_to_share_the_memory_of_another_one_stays_in_it():
+    module, have = nn.Linear(4, 4), dict[str, Stamp]()
+    published = Published(module)
+    published.refresh(have)
+    held = take(published, have)
+    module.register_buffer("row", module.weight.data[3])
+    published.refresh(have)
+    weights.exchange(held, take(published, have), ())
+    with torch.no_grad():
+        module.weight[3].fill_(7.0)
+    assert (held["row"] == 7).all()
+    assert (module.get_buffer("row") == 7).all()
+
+
+def test_what_is_gone_is_let_go():
+    held = {"a": torch.ones(2), "b": torch.ones(2)}
+    weights.exchange(held, {"b": torch.zeros(2)}, ("a",))
+    assert held.keys() == {"b"}
+    assert (held["b"] == 0).all()
+
+
+def test_whether_a_weight_takes_a_gradient_is_told_without_its_data():
+    module, have = nn.Linear(4, 4), dict[str, Stamp]()
+    published = Published(module)
+    published.refresh(have)
+    held = take(published, have)
+    module.weight.requires_grad_(False)
+    assert not published.refresh(have)
+    found = take(published, have)
+    weights.exchange(held, found, ())
+    assert found.keys() == {"weight"}
+    assert not held["weight"].requires_grad
+    assert held["bias"].requires_grad
+    with torch.no_grad():
+        module.weight.fill_(7.0)
+    assert (held["weight"] == 7).all()
