@@ -241,6 +241,7 @@ class Denoiser:
                     else capture_entry(module, call, answers[0], config, dump)
                 )
             self._loading.load(entry, step, answers, self.ways.entries.values())
+        self.changes.look_again()  # an export leaves copies of what modules hold
         self.has_captured = True
         logger.info("captured %s for %d ranks", denoiser, config.gpus)
         return entry

@@ -69,7 +69,8 @@ class Ranks:
         def get_ready() -> None:  # while the worker starts
             self._be_ready = lower.get_ready(self._how, self.device)
             if entries:  # tracing is slower on weights in one mapping: not before it is needed
-                self.route.published().refresh({})
+                if self.route.published().refresh({}):
+                    self.moved()
 
         self.driver = Driver(self._start(get_ready), self.device)
         if self._how.backend == "inductor":

@@ -176,7 +176,7 @@ def _same(before: Any, now: Any, by_value: bool = True, depth: int = _DEPTH) -> 
         return True
     if type(before) is not type(now) or depth == 0:
         return False
-    if isinstance(before, dict | list | set) and not by_value and depth < _DEPTH:
+    if not by_value and depth < _DEPTH and isinstance(before, dict | list | set | tuple):
         return False
     if isinstance(before, PLAIN):
         return before == now or (before != before and now != now)
