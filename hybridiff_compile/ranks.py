@@ -68,9 +68,9 @@ class Ranks:
 
         def get_ready() -> None:  # while the worker starts
             self._be_ready = lower.get_ready(self._how, self.device)
-            if entries:  # tracing is slower on weights in one mapping: not before it is needed
-                if self.route.published().refresh({}):
-                    self.moved()
+            # Tracing is slower on weights in one mapping: not before it is needed.
+            if entries and self.route.published().refresh({}):
+                self.moved()
 
         self.driver = Driver(self._start(get_ready), self.device)
         if self._how.backend == "inductor":
