@@ -73,8 +73,8 @@ def computes_with(layer: nn.Module) -> list[Any] | None:
     A layer whose adapters are merged, or off, is what is inside of it. An adapter that is not
     active is not read, nor are the notes of how adapters were made.
     """
-    own = vars(layer)
-    if numbers(layer) is None and not given(layer):
+    own, scales = vars(layer), _scaling(layer)
+    if numbers(layer) is None and not any(map(torch.is_tensor, scales.values())):
         return None
     if own.get("_forward_hooks") or own.get("_forward_pre_hooks") or own.get("lora_variant"):
         return None
@@ -85,7 +85,7 @@ def computes_with(layer: nn.Module) -> list[Any] | None:
             return None if state.merged and state.disable_adapters else [state.base_layer]
         parts = [state.lora_A, state.lora_B, state.lora_dropout]
         active = [name for name in state.active_adapters if name in state.lora_A]
-        tensors = [v for n, v in state.scaling.items() if n in active and torch.is_tensor(v)]
+        given = [v for n, v in scales.items() if n in active and torch.is_tensor(v)]
         more = own.get("cast_input_dtype_enabled")
     except AttributeError:  # another library's, which is like it so far
         return None
@@ -95,7 +95,7 @@ def computes_with(layer: nn.Module) -> list[Any] | None:
         more,
         state.base_layer,
         *(p[n] for n in active for p in parts),
-        *tensors,
+        *given,
     ]
 
 

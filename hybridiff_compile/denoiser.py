@@ -68,7 +68,7 @@ class Denoiser:
         self.ranks.tell, self.ranks.moved = logger.info, self.changes.look_again
         self.has_captured = False
         self._here, self._config, self._captures = here, config, 0
-        self._loading = Loading(route, self.ranks, self.changes, config.lowering.backend != "eager")
+        self._loading = Loading(route, self.ranks, config.lowering.backend != "eager")
         self._is_doubled: dict[Signature, bool] = {}
         #: By the first call of a step: whether each step so far was that call alone; and the last
         #: one of this run.
@@ -233,15 +233,17 @@ class Denoiser:
         self._captures += 1
         name = call_name(self._captures, next(iter(call.tensors().values())))
         dump = config.dump and config.dump / name
-        with memory.lightly_collected():
-            with self._trying() as module:
-                entry = (
-                    capture_step_entry(module, step, answers, config, dump)
-                    if others
-                    else capture_entry(module, call, answers[0], config, dump)
-                )
-            self._loading.load(entry, step, answers, self.ways.entries.values())
-        self.changes.look_again()  # an export leaves copies of what modules hold
+        try:
+            with memory.lightly_collected():
+                with self._trying() as module:
+                    entry = (
+                        capture_step_entry(module, step, answers, config, dump)
+                        if others
+                        else capture_entry(module, call, answers[0], config, dump)
+                    )
+                self._loading.load(entry, step, answers, self.ways.entries.values())
+        finally:
+            self.changes.look_again()  # an export leaves copies of what modules hold
         self.has_captured = True
         logger.info("captured %s for %d ranks", denoiser, config.gpus)
         return entry

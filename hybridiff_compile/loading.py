@@ -10,7 +10,6 @@ import torch
 
 from hybridiff_compile.capture.apart import check_same
 from hybridiff_compile.capture.branches import Branches
-from hybridiff_compile.changes import Changes
 from hybridiff_compile.entry import Entry
 from hybridiff_compile.errors import CaptureError
 from hybridiff_compile.ir import Phase
@@ -28,9 +27,8 @@ class Loading:
         refused: why another process cannot call the denoiser, if that was tried.
     """
 
-    def __init__(self, route: Route, ranks: Ranks, changes: Changes, is_compiled: bool) -> None:
-        self._route, self._ranks, self._changes = route, ranks, changes
-        self._is_compiled = is_compiled
+    def __init__(self, route: Route, ranks: Ranks, is_compiled: bool) -> None:
+        self._route, self._ranks, self._is_compiled = route, ranks, is_compiled
         self.refused = ""
 
     def load(
@@ -75,8 +73,6 @@ class Loading:
                 f"{entry.not_exported}"
             )
             raise CaptureError(self.refused) from e
-        finally:
-            self._changes.look_again()  # an export that fails may leave something of no meaning
 
     def _try(
         self, entry: Entry, step: Branches, answers: Sequence[Any], known: Collection[Entry]

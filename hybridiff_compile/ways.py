@@ -165,7 +165,6 @@ class Ways:
                 if strict:
                     raise
                 known = self._found[place] = AsItIs(str(e))
-                self._changes.look_again()  # an export that fails may leave something of no meaning
         return known
 
     def of_list(

@@ -35,7 +35,7 @@ ALLOWED = {
     "ways": GROUND | TYPES | MIDDLE | {"changes", "entry", "here", "looking", "way"},
     "structures": {"capture", "ways"},
     "ranks": GROUND | TYPES | MIDDLE | {"entry"},
-    "loading": GROUND | TYPES | MIDDLE | {"changes", "entry", "ranks"},
+    "loading": GROUND | TYPES | MIDDLE | {"entry", "ranks"},
     "denoiser": GROUND
     | TYPES
     | MIDDLE

@@ -81,64 +81,88 @@ def _another(layer: nn.Module) -> nn.Module:
     return other
 
 
-def test_going_back_to_a_layer_is_free(caplog):
+@pytest.fixture
+def twins(caplog: pytest.LogCaptureFixture) -> tuple[Any, Any]:
+    """A pipeline that is optimized, and one that is not; captures are counted."""
     caplog.set_level("INFO")
-    pipe, plain = pipelines.load("small-sdxl"), pipelines.load("small-sdxl")
-    layers = {p: (p.unet.conv_out, _another(p.unet.conv_out)) for p in (pipe, plain)}
+    return pipelines.load("small-sdxl"), pipelines.load("small-sdxl")
+
+
+def both_alike(model: Any, plain: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Two ranks make every step of the next picture as the plain pipeline's rows make it apart."""
+    assert torch.equal(make(model), expected(plain))
+    assert (model.report.ranks, model.report.unguided) == (2, 0)
+    assert "one rank" not in caplog.text
+
+
+def test_going_back_to_a_layer_is_free(twins, caplog):
+    pipe, plain = twins
+    layers = {p: (p.unet.conv_out, _another(p.unet.conv_out)) for p in twins}
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
         for turn in (0, 1, 0, 1, 0):
-            for each, both in layers.items():
-                each.unet.conv_out = both[turn]
-            if turn:
-                _one_layer(pipe)  # its data change meanwhile
-                _one_layer(plain)
-            assert torch.equal(make(model), expected(plain))
-            assert model.report.ranks == 2
+            for each, of_each in layers.items():
+                each.unet.conv_out = of_each[turn]
+                if turn:
+                    _one_layer(each)  # its data change meanwhile
+            both_alike(model, plain, caplog)
     assert captures(caplog) == 2
 
 
-def test_going_back_to_a_dtype_is_free(caplog):
-    caplog.set_level("INFO")
-    pipe, plain = pipelines.load("small-sdxl"), pipelines.load("small-sdxl")
+def test_going_back_to_a_dtype_is_free(twins, caplog):
+    pipe, plain = twins
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
         for dtype in (torch.float32, torch.bfloat16, torch.float32, torch.bfloat16):
-            for each in (pipe, plain):
+            for each in twins:
                 each.to(dtype)
-            assert torch.equal(make(model), expected(plain))
-            assert model.report.ranks == 2
+            both_alike(model, plain, caplog)
     assert captures(caplog) == 2
 
 
-def test_a_worker_that_is_gone_meanwhile_is_no_harm(caplog):
-    caplog.set_level("INFO")
-    pipe, plain = pipelines.load("small-sdxl"), pipelines.load("small-sdxl")
+@pytest.mark.parametrize("change", VALUES.values(), ids=VALUES)
+@pytest.mark.parametrize("is_first", [True, False], ids=["gone first", "changed first"])
+def test_a_worker_that_is_gone_meanwhile_is_no_harm(change, is_first, twins, caplog):
+    pipe, plain = twins
     own = pipe.unet.conv_out, plain.unet.conv_out
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
         make(model)
-        for each in (pipe, plain):
+        for each in twins:
             each.unet.conv_out = _another(each.unet.conv_out)
         make(model)
         driver = model.session().ranks.driver
         assert driver is not None
-        driver.fleet.close()
-        _one_layer(pipe)
-        _one_layer(plain)
-        assert torch.equal(make(model), expected(plain))
+        steps = [driver.fleet.close, lambda: [change(each) for each in twins]]
+        for step in steps if is_first else reversed(steps):
+            step()
+        both_alike(model, plain, caplog)
         pipe.unet.conv_out, plain.unet.conv_out = own
-        assert torch.equal(make(model), expected(plain))
-        assert model.report.ranks == 2
+        both_alike(model, plain, caplog)
     assert captures(caplog) == 2
 
 
-def test_the_oldest_of_many_is_forgotten(caplog, monkeypatch):
+@pytest.mark.parametrize("kind", [tuple, list, set, dict.fromkeys])
+def test_what_layers_share_they_share_after_a_capture(kind, twins, caplog):
+    pipe, plain = twins
+    with hybridiff_compile.optimize(pipe, mode="exact") as model:
+        make(model)
+        for each in twins:
+            shared, unet = kind([1, 2]), each.unet
+            unet.conv_in.note = unet.conv_out.note = (
+                shared  # as adapters of a layer have its stride
+            )
+        both_alike(model, plain, caplog)
+        assert pipe.unet.conv_in.note is pipe.unet.conv_out.note
+        both_alike(model, plain, caplog)
+    assert captures(caplog) == 2
+
+
+def test_the_oldest_of_many_is_forgotten(twins, caplog, monkeypatch):
     monkeypatch.setattr(structures, "MOST_KEPT", 2)
-    caplog.set_level("INFO")
-    pipe, plain = pipelines.load("small-sdxl"), pipelines.load("small-sdxl")
+    pipe, plain = twins
     layers = [copy.deepcopy(pipe.unet.conv_out) for _ in range(4)]
     with hybridiff_compile.optimize(pipe, mode="exact") as model:
         for number, count in ((0, 1), (1, 2), (2, 3), (0, 3), (3, 4), (0, 4), (1, 5)):
             pipe.unet.conv_out = layers[number]
-            assert torch.equal(make(model), expected(plain))
+            both_alike(model, plain, caplog)
             assert captures(caplog) == count
         (denoiser,) = model.session().denoisers.values()
         assert len(denoiser.ranks._loaded) == 3

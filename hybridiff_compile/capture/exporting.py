@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -58,11 +58,13 @@ def export(denoiser: nn.Module, call: DenoiserCall) -> tuple[fx.GraphModule, Any
     positional, keyword = call.arguments
     before = set(_sources())
     try:
-        with ExitStack() as within:
-            for each in (_without_gradients(denoiser), _without_stack_traces(), _Data()):
-                within.enter_context(each)
-            within.enter_context(as_tensors(denoiser))
-            within.enter_context(torch.no_grad())
+        with (
+            torch.no_grad(),
+            _without_gradients(denoiser),
+            _without_stack_traces(),
+            _Data(),
+            as_tensors(denoiser),
+        ):
             exported = torch.export.export(
                 denoiser, tuple(positional.values()), keyword, strict=False
             )

@@ -169,8 +169,8 @@ def _path(path: str, key: Any, is_named: bool) -> str:
 def _same(before: Any, now: Any, by_value: bool = True, depth: int = _DEPTH) -> bool:
     """Whether two values are one, or, by value, hold the same.
 
-    One list is not another one of the same content: others may have it, too. (torch.export leaves
-    copies of all that modules hold.)
+    One list (or tuple, dict, set) is not another one of the same content: others may have it, too.
+    torch.export leaves copies of all that modules hold.
     """
     if before is now:
         return True
